@@ -1,0 +1,65 @@
+"""Configuration of one engine."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FfnPath(StrEnum):
+    """Which feed-forward path RELU rows take."""
+
+    AUTO = "auto"  # from measured costs
+    SPARSE = "sparse"
+    DENSE = "dense"
+
+
+class DType(StrEnum):
+    """Type of weights, activations and KV cache."""
+
+    AUTO = "auto"  # bfloat16 where the processor computes it natively, else float32
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class KernelSet(StrEnum):
+    """Which kernels run the model."""
+
+    AUTO = "auto"  # the fastest of the device
+    REFERENCE = "reference"  # plain PyTorch: slow, for comparison
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """What an engine is built from. Defaults serve the default model on a laptop.
+
+    Attributes:
+        model: Hugging Face folder or name, or GGUF file; None is the default model.
+        adapter: Folder of a PEFT LoRA adapter that is merged at load.
+        max_model_len: Longest sequence (prompt and output); None is the model's own, capped by the KV cache.
+        max_num_seqs: Most sequences in the running batch.
+        max_num_batched_tokens: Most tokens in one step; longer prompts run in chunks of what decoding leaves.
+        max_waiting: Most sequences that may wait; one more is refused as overload.
+        kv_cache_mib: Size of the KV-cache pool in MiB; reserved at start, used memory grows with the load.
+        prefix_caching: Reuse keys and values of a common beginning.
+        ffn_path: Path of RELU rows.
+        deterministic: A token's result never depends, not even in its last bit, on what else the engine is doing.
+            Switched off, matrix products and the path of RELU rows follow the load.
+        allow_untuned_activations: Accept activations that the checkpoint was not tuned for.
+        kernels: Which kernels run the model.
+        threads: Compute threads; None is one per core.
+    """
+
+    model: str | None = None
+    adapter: str | None = None
+    dtype: DType = DType.AUTO
+    device: str = "cpu"
+    max_model_len: int | None = None
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 256
+    max_waiting: int = 1024
+    kv_cache_mib: int = 1024
+    prefix_caching: bool = True
+    ffn_path: FfnPath = FfnPath.AUTO
+    allow_untuned_activations: bool = False
+    deterministic: bool = True
+    kernels: KernelSet = KernelSet.AUTO
+    threads: int | None = None

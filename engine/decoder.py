@@ -1,0 +1,33 @@
+"""The Llama-family decoder: a stack of pre-norm attention and gated feed-forward layers."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from engine.kernels.backend import Backend
+from engine.step import StepInputs
+
+
+class Decoder:
+    """Runs steps over a backend's kernels. Its only state is the backend's KV cache."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self.config = backend.config
+        self.weights = backend.weights
+
+    def forward(self, step: StepInputs) -> Tensor:
+        """Run the step's token rows through all layers.
+
+        Returns:
+            Logits [sampled, vocab] of the rows in `step.sample_rows`, in the model's dtype.
+        """
+        backend, weights = self.backend, self.weights
+        backend.begin(step)
+        x = weights.embedding[step.token_ids]
+        for index, layer in enumerate(weights.layers):
+            x = x + backend.attention(index, self._norm(x, layer.input_norm), step)
+            x = x + backend.feed_forward(index, self._norm(x, layer.post_norm), step)
+        return backend.logits(self._norm(x[step.sample_rows], weights.final_norm))
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(x, (self.config.hidden_size,), weight, self.config.norm_eps)

@@ -1,0 +1,62 @@
+"""What an engine tells about itself: fixed facts and a snapshot of its counters."""
+
+from dataclasses import dataclass
+
+from engine.activation import ActivationMode, ActivationSupport
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Facts about a loaded model and the engine around it; fixed after the start."""
+
+    name: str
+    architecture: str
+    vocab_size: int
+    max_model_len: int
+    dtype: str
+    support: ActivationSupport
+    num_parameters: int
+    weight_bytes: int
+    num_layers: int
+    hidden_size: int
+    intermediate_size: int
+    num_kv_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+    threads: int
+    kernels: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Counters since the start, and the present state of queue and cache.
+
+    Attributes:
+        running: Sequences in the running batch.
+        waiting: Sequences that wait for admission.
+        kv_blocks_used: Blocks held by live sequences.
+        kv_blocks_cached: Blocks that nobody holds and whose content can be reused.
+        prompt_tokens: Tokens of accepted prompts, one count per sample.
+        step_seconds: Total duration of all steps.
+        prefix_cache_queries: Tokens looked up in the prefix cache; `prefix_cache_hits` of them were there.
+        ffn_zeros: By mode, a list over layers: elements of act(gate) that were exactly 0, of `ffn_elements`.
+        ffn_rows: RELU token rows by feed-forward path.
+    """
+
+    running: int
+    waiting: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    kv_blocks_cached: int
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    generated_tokens: int
+    preemptions: int
+    aborted: int
+    steps: int
+    step_seconds: float
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    ffn_zeros: dict[ActivationMode, list[int]]
+    ffn_elements: dict[ActivationMode, list[int]]
+    ffn_rows: dict[str, int]

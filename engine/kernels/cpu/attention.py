@@ -1,0 +1,157 @@
+"""Rotary embedding with cache write, and paged attention, one token row at a time.
+
+Cache layout of one layer, so that both inner loops read whole vectors:
+
+    keys    [num_blocks, num_kv_heads, head_dim, 16]    transposed inside a block
+    values  [num_blocks, num_kv_heads, 16, head_dim]
+
+A row's result depends on its query and on the cached tokens that it sees, added in the order of their positions: never on
+how prompts were chunked or who shares the step. So a preempted request that is computed again gets the same bits.
+"""
+
+import numpy as np
+from numba import njit, prange
+
+from engine.kernels.cpu.math import exp, narrow, widen
+from engine.kernels.cpu.simd import transposed_dot16, vector_sum, weighted_rows16
+
+BLOCK = 16  # tokens in one block: one vector register of scores
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
+
+
+@njit(**OPTIONS)
+def _copy_head(source, at, head):  # type: ignore[no-untyped-def]
+    """head[:] = source[at : at + len(head)] as float32."""
+    for d in range(head.size):
+        head[d] = widen(source[at + d])
+
+
+@njit(**OPTIONS)
+def _normalise(head, weight, eps):  # type: ignore[no-untyped-def]
+    """RMSNorm of one head in place; no-op without a weight."""
+    if weight.size == 0:
+        return
+    total = np.float32(0)
+    for d in range(head.size):
+        total += head[d] * head[d]
+    scale = np.float32(1) / np.sqrt(total / np.float32(head.size) + eps)
+    for d in range(head.size):
+        head[d] = head[d] * scale * weight[d]
+
+
+@njit(**OPTIONS)
+def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
+    """Rotary embedding of one head in place, first half against second half; no-op without angles."""
+    half = cos.size
+    for d in range(half):
+        first, second = head[d], head[d + half]
+        head[d] = first * cos[d] - second * sin[d]
+        head[d + half] = second * cos[d] + first * sin[d]
+
+
+@njit(parallel=True, **OPTIONS)
+def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, queries, keys, values):  # type: ignore[no-untyped-def]
+    """Split a fused projection: queries rotated and scaled, keys and values rotated into the cache.
+
+    Args:
+        qkv: [rows, (num_heads + 2 * num_kv_heads) * head_dim], float32 or bfloat16 bits.
+        cos, sin: float32 [rows, head_dim / 2], or [rows, 0] for layers without rotation.
+        q_norm, k_norm: float32 [head_dim], or [0] for none.
+        eps: Of those norms, float32.
+        scale: Multiplied into the queries, float32 (1 / sqrt(head_dim)).
+        slots: int64 [rows], block * 16 + offset where the row's key and value go.
+        queries: Out, float32 [rows, num_heads, head_dim].
+        keys, values: Out, one layer's cache in the layout above.
+    """
+    rows, num_heads, head_dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    for row in prange(rows):
+        head = np.empty(head_dim, np.float32)
+        source = qkv[row]
+        block, offset = slots[row] // BLOCK, slots[row] % BLOCK
+        for h in range(num_heads):
+            _copy_head(source, h * head_dim, head)
+            _normalise(head, q_norm, eps)
+            _rotate(head, cos[row], sin[row])
+            for d in range(head_dim):
+                queries[row, h, d] = head[d] * scale
+        for h in range(num_kv_heads):
+            _copy_head(source, (num_heads + h) * head_dim, head)
+            _normalise(head, k_norm, eps)
+            _rotate(head, cos[row], sin[row])
+            for d in range(head_dim):
+                keys[block, h, d, offset] = narrow(head[d], keys)
+            _copy_head(source, (num_heads + num_kv_heads + h) * head_dim, head)
+            for d in range(head_dim):
+                values[block, h, offset, d] = narrow(head[d], values)
+
+
+@njit(**OPTIONS)
+def _softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
+    """Softmax numerators of scores[at + first : at + end] in place, zeros elsewhere in the span; returns their sum."""
+    line = scores[at : at + span]
+    top = line[first]
+    for t in range(first, end):
+        top = max(top, line[t])
+    line[:first] = 0
+    for t in range(first, end):
+        line[t] = exp(line[t] - top)
+    line[end:] = 0
+    return vector_sum(scores, at, span)
+
+
+@njit(parallel=True, **OPTIONS)
+def paged_attention(queries, keys, values, block_tables, row_sequence, positions, window, out):  # type: ignore[no-untyped-def]
+    """Causal attention of token rows over their sequences' cached keys and values (their own included).
+
+    Args:
+        queries: float32 [rows, num_heads, head_dim], rotated and scaled; head_dim a multiple of 16.
+        keys, values: One layer's cache in the layout above, float32 or bfloat16 bits.
+        block_tables: int32 [sequences, blocks], cache blocks of each sequence in order.
+        row_sequence: int32 [rows], the row's line in `block_tables`.
+        positions: int64 [rows], position of the row's token.
+        window: Attend to this many most recent positions, itself included; 0 for all.
+        out: float32 or bfloat16 bits [rows, num_heads * head_dim].
+
+    Reads 2 * head_dim * (position + 1) cache elements for each row and key-value head.
+    """
+    rows, num_heads, head_dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    group = num_heads // num_kv_heads
+    flat_queries, flat_keys, flat_values = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
+    tasks = rows * num_kv_heads
+    for turn in prange(tasks):
+        # Later rows of a prompt see more tokens: deal them out from both ends, so that each thread gets long and short ones.
+        task = turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
+        row, kv_head = task // num_kv_heads, task % num_kv_heads
+        last = positions[row]
+        first = max(0, last + 1 - window) if window > 0 else 0
+        first_block, last_block = first // BLOCK, last // BLOCK
+        span = (last_block - first_block + 1) * BLOCK
+        skipped, count = first - first_block * BLOCK, last + 1 - first_block * BLOCK
+        table = block_tables[row_sequence[row]]
+        scores = np.empty(group * span, np.float32)
+        for b in range(first_block, last_block + 1):
+            keys_at = (table[b] * num_kv_heads + kv_head) * head_dim * BLOCK
+            for g in range(group):
+                query_at = (row * num_heads + kv_head * group + g) * head_dim
+                scores_at = g * span + (b - first_block) * BLOCK
+                transposed_dot16(scores, scores_at, flat_queries, query_at, flat_keys, keys_at, head_dim)
+        accumulator = np.zeros(group * head_dim, np.float32)
+        inverse = np.empty(group, np.float32)
+        for g in range(group):
+            inverse[g] = np.float32(1) / _softmax(scores, g * span, span, skipped, count)
+        for b in range(first_block, last_block + 1):
+            values_at = (table[b] * num_kv_heads + kv_head) * BLOCK * head_dim
+            # Slots after the row's own position may hold anything, so they are left out, not multiplied by zero.
+            used = min(BLOCK, count - (b - first_block) * BLOCK)
+            for g in range(group):
+                weights_at = g * span + (b - first_block) * BLOCK
+                for d in range(0, head_dim, BLOCK):
+                    weighted_rows16(
+                        accumulator, g * head_dim + d, scores, weights_at, flat_values, values_at + d, head_dim, used
+                    )
+        for g in range(group):
+            at = (kv_head * group + g) * head_dim
+            for d in range(head_dim):
+                out[row, at + d] = narrow(accumulator[g * head_dim + d] * inverse[g], out)

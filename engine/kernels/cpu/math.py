@@ -1,0 +1,74 @@
+"""Scalar float functions that LLVM can vectorise when Numba inlines them into a loop."""
+
+import numpy as np
+from numba import njit, types
+from numba.extending import overload
+
+from engine.kernels.cpu.simd import bits_to_float, float_to_bits
+
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * LN2_HIGH is exact
+LN2_LOW = np.float32(-2.12194440e-4)
+ONE, HALF = np.float32(1.0), np.float32(0.5)
+MIN_EXPONENT, MAX_EXPONENT = np.float32(-87.0), np.float32(88.0)
+
+
+@njit(forceinline=True)
+def exp(x):  # type: ignore[no-untyped-def]
+    """float32 exponential within 2 units in the last place (Cephes polynomial); clamps to exp(-87) and exp(88)."""
+    x = min(max(x, MIN_EXPONENT), MAX_EXPONENT)
+    n = np.floor(x * LOG2_E + HALF)
+    r = x - n * LN2_HIGH - n * LN2_LOW
+    y = np.float32(1.9875691500e-4)
+    y = y * r + np.float32(1.3981999507e-3)
+    y = y * r + np.float32(8.3334519073e-3)
+    y = y * r + np.float32(4.1665795894e-2)
+    y = y * r + np.float32(1.6666665459e-1)
+    y = y * r + np.float32(5.0000001201e-1)
+    y = y * r * r + r + ONE
+    return y * bits_to_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@njit(forceinline=True)
+def silu(x):  # type: ignore[no-untyped-def]
+    """x * sigmoid(x) in float32."""
+    return x / (ONE + exp(-x))
+
+
+@njit(forceinline=True)
+def from_bfloat16(bits):  # type: ignore[no-untyped-def]
+    """Widen a bfloat16, seen as uint16, to float32."""
+    return bits_to_float(np.uint32(bits) << np.uint32(16))
+
+
+@njit(forceinline=True)
+def to_bfloat16(value):  # type: ignore[no-untyped-def]
+    """Round a float32 to the nearest bfloat16 (ties to even), seen as uint16. Infinities stay; NaN stays NaN."""
+    bits = float_to_bits(value)
+    if value != value:
+        return np.uint16(0x7FC0)
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+
+def widen(element):  # type: ignore[no-untyped-def]
+    """An array element, float32 or bfloat16 bits, as float32 (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(widen)
+def _widen(element):  # type: ignore[no-untyped-def]  # Numba compares signatures with the lambdas
+    if element == types.uint16:
+        return lambda element: from_bfloat16(element)
+    return lambda element: element
+
+
+def narrow(value, array):  # type: ignore[no-untyped-def]
+    """A float32 in the element type of `array`, float32 or bfloat16 bits (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(narrow)
+def _narrow(value, array):  # type: ignore[no-untyped-def]
+    if array.dtype == types.uint16:
+        return lambda value, array: to_bfloat16(value)
+    return lambda value, array: value

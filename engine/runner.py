@@ -1,0 +1,153 @@
+"""Executes a step plan: model, kernels, KV cache and sampler."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.activation import ALWAYS_SILU, MODE_CODE, ActivationMode, ActivationRows
+from engine.config import EngineConfig, KernelSet
+from engine.decoder import Decoder
+from engine.ffn_router import FfnRouter
+from engine.kernels.backend import Backend
+from engine.kernels.cpu.backend import CpuBackend
+from engine.kernels.reference import ReferenceBackend
+from engine.kv_cache import BLOCK_SIZE, KVCache
+from engine.models.checkpoint import Checkpoint
+from engine.sampler import SampledToken, Sampler, SamplingRow, UnusableLogits
+from engine.scheduler import ScheduledSequence, StepPlan
+from engine.step import StepInputs
+
+IntArray = NDArray[np.int64]
+
+_SILU, _RELU = MODE_CODE[ActivationMode.SILU], MODE_CODE[ActivationMode.RELU]
+
+
+class Runner:
+    """Runs plans over one model. Not thread-safe: one thread calls it.
+
+    Args:
+        checkpoint: The model.
+        config: Engine configuration.
+        num_blocks: Size of the KV cache.
+        progress: Called with a line of text before each long step.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, config: EngineConfig, num_blocks: int, progress: Callable[[str], None]
+    ) -> None:
+        self._support = checkpoint.support
+        self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype)
+        progress("Preparing kernels (compiled on the first start, then cached)")
+        self.backend = _create_backend(checkpoint, config, self.cache)
+        self.router = FfnRouter(config.ffn_path, config.deterministic, self.backend.measure_ffn_costs())
+        self._decoder = Decoder(self.backend)
+        self._sampler = Sampler()
+        self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
+
+    @torch.inference_mode()
+    def run(self, plan: StepPlan) -> list[SampledToken | None]:
+        """Compute a plan's tokens.
+
+        Returns:
+            The next token of each scheduled sequence that samples, in the plan's order; None where the model's logits are
+            not finite, so that one such sequence does not take the others with it.
+        """
+        logits = self._decoder.forward(self._inputs(plan))
+        rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
+        try:
+            return [*self._sampler.sample(logits, rows)]
+        except UnusableLogits as error:
+            good = [index for index in range(len(rows)) if index not in error.rows]
+            drawn = iter(self._sampler.sample(logits[good], [rows[index] for index in good]))
+            return [None if index in error.rows else next(drawn) for index in range(len(rows))]
+
+    def _inputs(self, plan: StepPlan) -> StepInputs:
+        """Lay the plan's tokens out as rows, RELU rows that skip zeros first."""
+        items = plan.scheduled
+        counts = np.array([item.count for item in items])
+        sequence = np.repeat(np.arange(len(items), dtype=np.int32), counts)
+        tokens = np.concatenate([item.sequence.token_ids[item.start : item.start + item.count] for item in items])
+        positions = np.concatenate([np.arange(item.start, item.start + item.count) for item in items])
+        tables = np.zeros((len(items), max(len(item.sequence.block_ids) for item in items)), np.int32)
+        for line, item in zip(tables, items, strict=True):
+            line[: len(item.sequence.block_ids)] = item.sequence.block_ids
+        mode, threshold, keys, generated = self._activations(items, sequence, positions)
+
+        sparse = self._sparse_rows(mode == _RELU, generated)
+        order = np.argsort(~sparse, kind="stable")
+        place = np.empty_like(order)
+        place[order] = np.arange(len(order))
+        ends = np.cumsum(counts) - 1
+        sample_rows = place[[end for end, item in zip(ends, items, strict=True) if item.samples]]
+
+        sequence, positions = sequence[order], positions[order]
+        slots = tables[sequence, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
+        rows = ActivationRows(
+            mode=torch.from_numpy(mode[order]),
+            threshold=torch.from_numpy(threshold[order]),
+            keys=torch.from_numpy(keys[order]),
+            positions=torch.from_numpy(positions),
+            positive_branch=self._support.positive_branch,
+        )
+        return StepInputs(
+            token_ids=torch.from_numpy(tokens.astype(np.int64)[order]),
+            positions=rows.positions,
+            slots=torch.from_numpy(slots),
+            row_sequence=torch.from_numpy(sequence),
+            block_tables=torch.from_numpy(tables),
+            activations=rows,
+            sparse_rows=int(sparse.sum()),
+            sample_rows=torch.from_numpy(sample_rows.astype(np.int64)),
+        )
+
+    def _activations(
+        self, items: tuple[ScheduledSequence, ...], sequence: IntArray, positions: IntArray
+    ) -> tuple[IntArray, IntArray, IntArray, NDArray[np.bool_]]:
+        """Mode, threshold and Philox key of every row, and whether its token was generated."""
+        sequences = [item.sequence for item in items]
+        active = positions >= np.array([s.first_active for s in sequences])[sequence]
+        generated = positions >= np.array([s.prompt_length for s in sequences])[sequence]
+        modes = np.array([MODE_CODE[s.request.activation.mode] for s in sequences])
+        thresholds = np.array([s.threshold for s in sequences], np.int64)
+        keys = np.array([s.activation_key for s in sequences], np.int64)
+        mode = np.where(active, modes[sequence], _SILU)
+        threshold = np.where(active, thresholds[sequence], ALWAYS_SILU)
+        return mode, threshold, keys[sequence], generated
+
+    def _sparse_rows(self, relu: NDArray[np.bool_], generated: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which rows skip their zeros."""
+        candidates = relu if self.router.prompt_is_sparse() else relu & generated
+        zeros, elements = self.backend.sparsity.share(ActivationMode.RELU)
+        if not self.router.is_sparse(int(candidates.sum()), zeros / elements if elements else 0.0):
+            candidates = np.zeros_like(candidates)
+        self.ffn_rows["sparse"] += int(candidates.sum())
+        self.ffn_rows["dense"] += int((relu & ~candidates).sum())
+        return candidates
+
+
+def _sampling_row(item: ScheduledSequence) -> SamplingRow:
+    sequence = item.sequence
+    length = sequence.prompt_length
+    return SamplingRow(
+        params=sequence.request.sampling,
+        key=sequence.sampling_key,
+        position=len(sequence.token_ids),
+        prompt_token_ids=sequence.request.prompt_token_ids,
+        output_token_ids=sequence.token_ids[length:],
+        end_token_ids=sequence.end_token_ids,
+        edits=sequence.edits,
+    )
+
+
+def _create_backend(checkpoint: Checkpoint, config: EngineConfig, cache: KVCache) -> Backend:
+    if config.kernels is KernelSet.REFERENCE:
+        return ReferenceBackend(checkpoint.config, checkpoint.weights, cache)
+    return CpuBackend(
+        checkpoint.config,
+        checkpoint.weights,
+        cache,
+        max_rows=config.max_num_batched_tokens,
+        deterministic=config.deterministic,
+    )

@@ -1,0 +1,34 @@
+"""One step of the engine as tensors: what the decoder and its kernels read."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.activation import ActivationRows
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """The token rows of one step, of all its sequences one after another.
+
+    Rows of RELU mode that may skip their zeros come first, so that both feed-forward paths read slices.
+
+    Attributes:
+        token_ids: int64 [rows].
+        positions: int64 [rows], position of each token in its sequence.
+        slots: int64 [rows], block * block_size + offset in the KV cache where the row's key and value go.
+        row_sequence: int32 [rows], each row's line in `block_tables`.
+        block_tables: int32 [sequences, blocks], cache blocks of each sequence in order, padded with 0.
+        activations: Each row's activation.
+        sparse_rows: Number of leading rows that take the sparse feed-forward path.
+        sample_rows: int64 [sampled], rows whose hidden state becomes logits.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    row_sequence: Tensor
+    block_tables: Tensor
+    activations: ActivationRows
+    sparse_rows: int
+    sample_rows: Tensor

@@ -1,0 +1,123 @@
+"""The bytes that each token stands for.
+
+Text is the UTF-8 decoding of its tokens' bytes. Knowing the bytes, not the text, of a token makes incremental decoding
+exact and cheap: a character split over tokens is simply a few bytes that are not complete yet.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tokenizers import Tokenizer as Backend
+
+from engine.errors import ModelLoadError
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenBytes:
+    """What the tokens of a vocabulary stand for.
+
+    Attributes:
+        all: Bytes of each token id.
+        visible: The same with nothing for special tokens, which are hidden from users.
+        prefix_spaces: Spaces that encoding puts in front of a text and that decoding takes away again (SentencePiece).
+    """
+
+    all: tuple[bytes, ...]
+    visible: tuple[bytes, ...]
+    prefix_spaces: int
+
+
+def token_bytes(backend: Backend) -> TokenBytes:
+    """Work out the bytes of every token from the decoder that the tokenizer declares.
+
+    Args:
+        backend: A tokenizer whose decoder is ByteLevel, Metaspace, a sequence of Replace, ByteFallback, Fuse and Strip,
+            or missing (tokens are words then).
+
+    Raises:
+        ModelLoadError: The decoder is of another kind.
+    """
+    vocab: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+    added: dict[int, Any] = backend.get_added_tokens_decoder()
+    spell, prefix_spaces = _spelling(_decoder_steps(backend))
+    pieces = [b""] * (max(vocab.values(), default=-1) + 1)
+    for token, token_id in vocab.items():
+        # Added tokens are matched in raw text, so in a byte-level vocabulary they are not written in its alphabet.
+        literal = token_id in added and spell is _spell_byte_level
+        pieces[token_id] = token.encode() if literal else spell(token)
+    visible = pieces.copy()
+    for token_id, token in added.items():
+        if token.special:
+            visible[token_id] = b""
+    return TokenBytes(tuple(pieces), tuple(visible), prefix_spaces)
+
+
+def _decoder_steps(backend: Backend) -> list[dict[str, Any]]:
+    if backend.decoder is None:
+        return []
+    decoder: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
+
+
+def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[str], bytes], int]:
+    if not steps:
+        return (lambda token: f" {token}".encode()), 1  # words, joined by spaces
+    if len(steps) == 1 and steps[0]["type"] == "ByteLevel":
+        return _spell_byte_level, 0
+    replacements: list[tuple[str, str]] = []
+    byte_fallback, prefix_spaces = False, 0
+    for step in steps:
+        match step:
+            case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)}:
+                replacements.append((old, new))
+            case {"type": "Metaspace", "replacement": str(old), "prepend_scheme": scheme}:
+                replacements.append((old, " "))
+                prefix_spaces = 0 if scheme == "never" else 1
+            case {"type": "Strip", "content": " ", "start": int(start), "stop": 0}:
+                prefix_spaces = start
+            case {"type": "ByteFallback"}:
+                byte_fallback = True
+            case {"type": "Fuse"}:
+                pass
+            case _:
+                raise ModelLoadError(
+                    f"tokenizer decoder {step['type']} is not supported as it is used here; supported are ByteLevel, "
+                    "Metaspace, and Replace, ByteFallback, Fuse and Strip as SentencePiece models have them"
+                )
+
+    def spell(token: str) -> bytes:
+        if byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes.fromhex(byte[1])
+        for old, new in replacements:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return spell, prefix_spaces
+
+
+def _byte_level_table() -> dict[int, int]:
+    """For `str.translate`: from GPT-2's printable alphabet to the byte that each character stands for.
+
+    Printable Latin-1 characters stand for themselves, the other 68 bytes are written as characters from U+0100 on.
+    Latin-1 characters outside the alphabet go out of the range of bytes, so that encoding notices them.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    table = {0x100 + index: byte for index, byte in enumerate(others)}
+    table.update(dict.fromkeys(others, 0x100))
+    return table
+
+
+_BYTE_LEVEL = _byte_level_table()
+
+
+def _spell_byte_level(token: str) -> bytes:
+    try:
+        return token.translate(_BYTE_LEVEL).encode("latin-1")
+    except UnicodeEncodeError:
+        return token.encode()  # not in the alphabet: stands for itself

@@ -1,0 +1,212 @@
+"""Bodies of the API's answers. They are plain dicts on their way out; the types document and check them."""
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from engine import Activation, ActivationMode, Scope
+
+
+class ActivationUsed(TypedDict):
+    """The activation that was used. Sent back as it is, with the seed below, it gives the same text."""
+
+    mode: ActivationMode
+    p: float | None
+    seed: int | None
+    scope: Scope
+
+
+class PromptTokensDetails(TypedDict):
+    """`cached_tokens` came from the prefix cache."""
+
+    cached_tokens: int
+
+
+class Usage(TypedDict):
+    """Token counts over all prompts and choices."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionLogprobs(TypedDict):
+    """Log-probabilities in the completion endpoint's form: parallel lists, one entry for each token."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class CompletionChoice(TypedDict):
+    """One sample of one prompt, or a piece of it."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class CompletionResponse(TypedDict):
+    """Answer of `/v1/completions`; streamed, each event holds one with a piece of one choice."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage
+    activation: ActivationUsed
+    seed: int
+
+
+class TopLogprob(TypedDict):
+    """A token and its log-probability. `bytes` are exact where `token` shows U+FFFD for a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprobs(TopLogprob):
+    """The token of one position and its most likely alternatives."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(TypedDict):
+    """Log-probabilities in the chat endpoint's form."""
+
+    content: list[TokenLogprobs]
+    refusal: None
+
+
+class ChatAnswer(TypedDict):
+    """The message that the model wrote."""
+
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(TypedDict):
+    """One sample."""
+
+    index: int
+    message: ChatAnswer
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class ChatCompletionResponse(TypedDict):
+    """Answer of `/v1/chat/completions`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChoice]
+    usage: Usage
+    activation: ActivationUsed
+    seed: int
+
+
+class ChatDelta(TypedDict):
+    """A piece of the message; `role` comes with the first one."""
+
+    role: NotRequired[Literal["assistant"]]
+    content: str
+
+
+class ChatChunkChoice(TypedDict):
+    """A piece of one sample."""
+
+    index: int
+    delta: ChatDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+
+
+class ChatCompletionChunk(TypedDict):
+    """One event of a streamed `/v1/chat/completions`. The first and each choice's last one say what was used."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[ChatChunkChoice]
+    usage: NotRequired[Usage | None]
+    activation: NotRequired[ActivationUsed]
+    seed: NotRequired[int]
+
+
+class ModelCard(TypedDict):
+    """A served model and the activations it may be used with."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    activations: "ActivationLimits"
+
+
+class ActivationLimits(TypedDict):
+    """What the checkpoint was tuned for."""
+
+    modes: list[ActivationMode]
+    min_p: float
+    max_p: float
+    tuned: bool
+
+
+class ModelList(TypedDict):
+    """Answer of `/v1/models`."""
+
+    object: Literal["list"]
+    data: list[ModelCard]
+
+
+class TokenizeResponse(TypedDict):
+    """Answer of `/tokenize`."""
+
+    tokens: list[int]
+    count: int
+    max_model_len: int
+
+
+class DetokenizeResponse(TypedDict):
+    """Answer of `/detokenize`."""
+
+    prompt: str
+
+
+class StatusResponse(TypedDict):
+    """Answer of the probes."""
+
+    status: Literal["ok", "draining", "stopped"]
+
+
+class HealthResponse(StatusResponse):
+    """Answer of `/health`."""
+
+    model: str
+    running: int
+    waiting: int
+    kv_cache_usage: float
+
+
+class VersionResponse(TypedDict):
+    """Answer of `/version`."""
+
+    version: str
+
+
+def activation_used(activation: Activation) -> ActivationUsed:
+    """An activation in the API's form."""
+    return {"mode": activation.mode, "p": activation.p, "seed": activation.seed, "scope": activation.scope}

@@ -1,0 +1,102 @@
+"""Run the server: load the engine, listen, and leave in good order."""
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+
+from engine import AsyncEngine, EngineConfig
+from server.app import create_app
+from server.services import Services
+from server.settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+SLOW_CLIENT_SECONDS = 5  # for clients that do not read the end of their answers
+BACKLOG = 2048
+
+
+def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Callable[[str], None] = print) -> None:
+    """Load the engine and serve until SIGTERM or SIGINT.
+
+    Args:
+        engine_config: What to load.
+        settings: How to serve it.
+        progress: Takes a line for each long step.
+
+    Raises:
+        OSError: The address cannot be listened on.
+        ModelLoadError: The model cannot be loaded.
+    """
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nobody reads
+    listener = _bind(settings.host, settings.port)  # first: a port in use should not cost the time of a load
+    engine = AsyncEngine(engine_config, progress=progress)
+    app = create_app(engine, settings)
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,  # one configuration for all loggers, above
+        log_level=settings.log_level,
+        access_log=settings.access_log,
+        backlog=BACKLOG,
+        timeout_graceful_shutdown=SLOW_CLIENT_SECONDS,
+    )
+    server = DrainingServer(config, app.state.services)
+    host, port = listener.getsockname()[:2]
+    progress(f"Serving {app.state.services.model_name} at http://{f'[{host}]' if ':' in host else host}:{port}")
+    server.run(sockets=[listener])
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket that does not listen yet: clients are refused, and try again, until the model is there."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+    return listener
+
+
+class DrainingServer(uvicorn.Server):
+    """uvicorn, except that the first signal drains.
+
+    uvicorn alone closes its port at once. Here the port stays open while running requests finish: probes see "not
+    ready" and "alive", new requests get a 503 that says why. At the timeout the engine is shut down, which ends the
+    streams that still run with an error event. A second signal skips the wait.
+    """
+
+    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+        super().__init__(config)
+        self._services = services
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by a signal."""
+        if self._deadline is None:
+            self._services.lifecycle.drain()
+            self._deadline = time.monotonic() + self._services.settings.shutdown_timeout
+        else:
+            super().handle_exit(sig, frame)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; true ends the server."""
+        if self._deadline is not None:
+            active = self._services.lifecycle.active
+            expired = self.should_exit or time.monotonic() >= self._deadline
+            if expired and active:
+                logger.warning("aborting %d requests that did not finish in time", active)
+            if expired or not active:
+                await asyncio.to_thread(self._services.engine.shutdown)
+                return True
+        return await super().on_tick(counter)

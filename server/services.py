@@ -1,0 +1,63 @@
+"""What the routes of one application share."""
+
+import hashlib
+import time
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from engine import AsyncEngine
+from server.errors import ModelNotFound
+from server.lifecycle import Lifecycle
+from server.metrics import ServerMetrics
+from server.settings import ServerSettings
+from server.version import VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The engine and everything around it, made once for an application.
+
+    Attributes:
+        model_name: Name of the model in the API.
+        fingerprint: Changes with anything that may change the tokens of a seeded request.
+        started: Unix time of the start.
+    """
+
+    engine: AsyncEngine
+    settings: ServerSettings
+    metrics: ServerMetrics
+    lifecycle: Lifecycle
+    model_name: str
+    fingerprint: str
+    started: int
+
+    @classmethod
+    def create(cls, engine: AsyncEngine, settings: ServerSettings) -> "Services":
+        """Services around a loaded engine."""
+        name = settings.served_model_name or engine.info.name
+        return cls(engine, settings, ServerMetrics(engine), Lifecycle(), name, _fingerprint(engine), int(time.time()))
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for another model; None asks for no one in particular.
+
+        Raises:
+            ModelNotFound: It is not the served one.
+        """
+        if name is not None and name != self.model_name:
+            raise ModelNotFound(name, self.model_name)
+
+
+def _fingerprint(engine: AsyncEngine) -> str:
+    info = engine.info
+    facts = (VERSION, info.name, info.architecture, info.num_parameters, info.dtype)
+    return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
+
+
+async def get_services(request: Request) -> Services:
+    """The application's services, as a dependency. (A coroutine: FastAPI runs plain functions in its thread pool.)"""
+    return cast(Services, request.app.state.services)
+
+
+ServicesDep = Annotated[Services, Depends(get_services)]

@@ -1,0 +1,92 @@
+"""`/metrics`: what is counted, and that labels cannot grow with the input."""
+
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client.parser import text_string_to_metric_families
+
+from engine import AsyncEngine
+from tests.server.helpers import MODES, mode_id
+
+
+async def scrape(client: httpx.AsyncClient) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
+    return name, frozenset(labels.items())
+
+
+@pytest.mark.parametrize("activation", MODES, ids=mode_id)
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_request_is_counted(client: httpx.AsyncClient, activation: dict[str, Any], streamed: bool) -> None:
+    before = await scrape(client)
+    request = {"prompt": "Hi", "max_tokens": 5, "n": 2, "ignore_eos": True, "stream": streamed}
+    await client.post("/v1/completions", json={**request, "activation": activation})
+    after = await scrape(client)
+
+    mode = activation["mode"]
+
+    def grown(name: str, **labels: str) -> float:
+        return after[key(name, **labels)] - before[key(name, **labels)]
+
+    assert grown("siluette_requests_total", mode=mode, finish_reason="length") == 1
+    assert grown("siluette_requests_total", mode=mode, finish_reason="abort") == 0
+    assert grown("siluette_generation_tokens_total", mode=mode) == 10
+    assert grown("siluette_time_to_first_token_seconds_count", mode=mode) == 1
+    assert grown("siluette_inter_token_latency_seconds_count", mode=mode) == 8
+    assert grown("siluette_e2e_request_latency_seconds_count", mode=mode) == 1
+    assert grown("siluette_prompt_tokens_total") > 0
+    assert grown("siluette_engine_steps_total") >= 5
+
+
+async def test_relu_leaves_zeros_in_every_layer(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    await client.post("/v1/completions", json={"prompt": "Hi", "max_tokens": 5, "activation": {"mode": "relu"}})
+    metrics = await scrape(client)
+
+    for layer in range(engine.info.num_layers):
+        zeros = metrics[key("siluette_ffn_zeros_total", mode="relu", layer=str(layer))]
+        elements = metrics[key("siluette_ffn_elements_total", mode="relu", layer=str(layer))]
+        assert 0.2 < zeros / elements < 0.8  # a random model: about half of its gate values are negative
+    assert 0.2 < metrics[key("siluette_ffn_sparsity_ratio", mode="relu")] < 0.8
+    assert sum(value for (name, _), value in metrics.items() if name == "siluette_ffn_rows_total") > 0
+
+
+async def test_engine_gauges(client: httpx.AsyncClient, engine: AsyncEngine) -> None:
+    metrics = await scrape(client)
+
+    assert metrics[key("siluette_engine_up")] == 1
+    assert metrics[key("siluette_kv_blocks")] == engine.info.num_kv_blocks
+    assert 0 <= metrics[key("siluette_kv_cache_usage_ratio")] <= 1
+    assert metrics[key("siluette_requests_running")] >= 0
+
+
+async def test_http_requests_are_counted_by_template_not_by_path(client: httpx.AsyncClient) -> None:
+    for number in range(20):
+        await client.get(f"/scan/{number}")
+        await client.get(f"/v1/models/{number}")
+        await client.request(f"METHOD{number}", "/x")
+    metrics = await scrape(client)
+
+    counted = {labels: value for (name, labels), value in metrics.items() if name == "siluette_http_requests_total"}
+    assert counted[frozenset({("route", "unmatched"), ("method", "GET"), ("status", "404")})] == 20
+    assert counted[frozenset({("route", "unmatched"), ("method", "other"), ("status", "404")})] == 20
+    assert counted[frozenset({("route", "/v1/models/{model:path}"), ("method", "GET"), ("status", "404")})] == 20
+    assert len(counted) == 3
+
+
+async def test_no_label_holds_what_a_client_sent(client: httpx.AsyncClient, app: FastAPI) -> None:
+    request = {"prompt": "Hi", "max_tokens": 1, "user": "mallory", "activation": {"mode": "stochastic", "p": 0.777}}
+    await client.post("/v1/completions", json=request)
+    text = (await client.get("/metrics")).text
+
+    assert "mallory" not in text
+    assert "0.777" not in text
