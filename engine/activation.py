@@ -1,8 +1,8 @@
 """The activation of a request: what it may say, what a checkpoint allows, and what it computes.
 
-A gated feed-forward layer is `down(act(gate(x)) * up(x))`. In "Stochastic activations" (arXiv 2509.22358) `act` chooses for
-each negative gate value between SILU, with probability `p`, and RELU, that is 0. This module is the definition: every
-kernel is tested against `apply_activation`.
+A gated feed-forward layer is `down(act(gate(x)) * up(x))`. In "Stochastic activations" (arXiv 2509.22358) `act` chooses
+for each negative gate value between SILU, with probability `p`, and RELU, that is 0. This module is the definition:
+every kernel is tested against `apply_activation`.
 """
 
 import math
@@ -78,7 +78,8 @@ class Activation:
             for name in ("p", "seed"):
                 if getattr(self, name) is not None:
                     raise InvalidRequest(
-                        f"activation.{name} has a meaning in mode 'stochastic' only, not in '{self.mode}'", f"activation.{name}"
+                        f"activation.{name} has a meaning in mode 'stochastic' only, not in '{self.mode}'",
+                        f"activation.{name}",
                     )
             return
         p = DEFAULT_P if self.p is None else self.p
@@ -87,7 +88,9 @@ class Activation:
             raise InvalidRequest(f"activation.p must be a number in [0, 1], got {p!r}", "activation.p")
         object.__setattr__(self, "p", float(p))
         seed = self.seed
-        if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not SEED_MIN <= seed <= SEED_MAX):
+        if seed is not None and (
+            not isinstance(seed, int) or isinstance(seed, bool) or not SEED_MIN <= seed <= SEED_MAX
+        ):
             raise InvalidRequest(f"activation.seed must be a 64-bit integer, got {seed!r}", "activation.seed")
 
     def with_seed(self, fallback: int) -> "Activation":
@@ -107,7 +110,7 @@ class Activation:
         return round(self.p * 2**32)
 
 
-def _choice(kind: type[T], value: object, field: str) -> T:
+def _choice(kind: type[T], value: str, field: str) -> T:
     try:
         return kind(value)
     except ValueError:

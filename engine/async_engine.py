@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 class RequestStream:
     """Output of one request as it comes: an async iterator of pieces, for one consumer on one event loop.
 
-    Pieces that come while the consumer is busy are merged into one, so that a slow consumer costs little and gets everything.
+    Pieces that come while the consumer is busy are merged into one, so that a slow consumer costs little and gets
+    everything.
     """
 
     def __init__(self, request: Request, loop: asyncio.AbstractEventLoop, abort: Callable[[str], None]) -> None:
@@ -139,7 +140,9 @@ class AsyncEngine:
         request = self._engine.check(request_id or uuid4().hex, prompt_token_ids, sampling, activation or Activation())
         waiting = self._engine.num_waiting + sum(arrival.sampling.n for arrival in tuple(self._arrivals))
         if waiting + sampling.n > self.config.max_waiting:
-            raise EngineOverloaded(f"{waiting} sequences wait already; at most {self.config.max_waiting} may", retry_after=1.0)
+            raise EngineOverloaded(
+                f"{waiting} sequences wait already; at most {self.config.max_waiting} may", retry_after=1.0
+            )
         stream = RequestStream(request, asyncio.get_running_loop(), self._withdraw)
         with self._wake:
             self._streams[request.request_id] = stream

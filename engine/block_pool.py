@@ -64,7 +64,8 @@ class BlockPool:
         """Find a block with this content.
 
         Returns:
-            The block and the name of its content (the `parent` of the next block), or None. The caller holds nothing yet.
+            The block and the name of its content (the `parent` of the next block), or None. The caller holds nothing
+            yet.
         """
         block = self._found.get((parent, tokens, fingerprint))
         if block is None:

@@ -6,7 +6,8 @@
 """
 
 import time
-from collections.abc import Callable, Sequence as SequenceOf
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
 import torch
@@ -67,7 +68,9 @@ class Engine:
         _check_config(config)
         self.config = config
         threads = use_threads(config.threads)
-        checkpoint = load_checkpoint(config.model, dtype=_dtype(config.dtype), adapter=config.adapter, progress=progress)
+        checkpoint = load_checkpoint(
+            config.model, dtype=_dtype(config.dtype), adapter=config.adapter, progress=progress
+        )
         self.tokenizer = load_tokenizer(checkpoint.path)
         num_blocks, max_model_len = _size_cache(config, checkpoint)
         self._end_token_ids = tuple(dict.fromkeys((*checkpoint.eos_token_ids, *self.tokenizer.eos_token_ids)))
@@ -101,8 +104,8 @@ class Engine:
             raise InvalidRequest("the prompt is empty; it must have at least one token", "prompt")
         if len(prompt_token_ids) >= limit:
             raise ContextLengthExceeded(
-                f"the prompt has {len(prompt_token_ids)} tokens; with at least one to generate, the context of {limit} tokens "
-                "is exceeded",
+                f"the prompt has {len(prompt_token_ids)} tokens; with at least one to generate, "
+                f"the context of {limit} tokens is exceeded",
                 "prompt",
             )
         bad = next((token for token in prompt_token_ids if not 0 <= token < vocab_size), None)
@@ -111,8 +114,8 @@ class Engine:
         check_token_ids(sampling, vocab_size)
         if sampling.max_tokens is not None and len(prompt_token_ids) + sampling.max_tokens > limit:
             raise ContextLengthExceeded(
-                f"the prompt's {len(prompt_token_ids)} tokens and max_tokens {sampling.max_tokens} exceed the context of "
-                f"{limit} tokens",
+                f"the prompt's {len(prompt_token_ids)} tokens and max_tokens {sampling.max_tokens} "
+                f"exceed the context of {limit} tokens",
                 "max_tokens",
             )
         if not self.config.allow_untuned_activations:
@@ -122,11 +125,11 @@ class Engine:
     def add(self, request: Request) -> None:
         """Queue a checked request: one sequence for each of its samples."""
         sampling = request.sampling
-        end_token_ids = (() if sampling.ignore_eos else self._end_token_ids) + sampling.stop_token_ids
+        end_token_ids = (() if sampling.ignore_eos else self._end_token_ids) + tuple(sampling.stop_token_ids)
         live = _Live(request, {})
         for index in range(sampling.n):
             sequence = Sequence(request, index, end_token_ids)
-            live.samples[index] = _Sample(sequence, Detokenizer(self.tokenizer, sampling.stop))
+            live.samples[index] = _Sample(sequence, Detokenizer(self.tokenizer, tuple(sampling.stop)))
             self._scheduler.add(sequence)
             self._prompt_tokens += sequence.prompt_length
         self._live[request.request_id] = live
@@ -207,7 +210,8 @@ class Engine:
 
         assert token.logprob is not None
         return PositionLogprobs(
-            chosen=named(token.token_id, token.logprob), top=tuple(named(*alternative) for alternative in token.top or ())
+            chosen=named(token.token_id, token.logprob),
+            top=tuple(named(*alternative) for alternative in token.top or ()),
         )
 
     def _output(self, sequence: Sequence) -> RequestOutput:
@@ -287,14 +291,13 @@ def _size_cache(config: EngineConfig, checkpoint: Checkpoint) -> tuple[int, int]
     num_blocks = min(in_memory, config.max_num_seqs * blocks_for(wanted))
     if num_blocks < 1 or (config.max_model_len is not None and num_blocks < blocks_for(wanted)):
         raise InvalidConfig(
-            f"kv_cache_mib {config.kv_cache_mib} holds {in_memory * BLOCK_SIZE} tokens, less than one sequence of {wanted}"
+            f"kv_cache_mib {config.kv_cache_mib} holds {in_memory * BLOCK_SIZE} tokens, "
+            f"less than one sequence of {wanted}"
         )
     return num_blocks, min(wanted, num_blocks * BLOCK_SIZE)
 
 
-def _describe(
-    checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model_len: int, threads: int
-) -> ModelInfo:
+def _describe(checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model_len: int, threads: int) -> ModelInfo:
     config, dtype = checkpoint.config, checkpoint.weights.embedding.dtype
     return ModelInfo(
         name=checkpoint.name,

@@ -25,8 +25,9 @@ class FfnCosts:
 class FfnRouter:
     """Decides how many of a step's RELU rows skip their zeros.
 
-    The two paths add in different orders. In deterministic mode the choice may therefore depend on the row alone: tokens of
-    the prompt run dense, generated tokens take whichever path is faster for one row at 50 % zeros. Otherwise it follows the load.
+    The two paths add in different orders. In deterministic mode the choice may therefore depend on the row alone:
+    tokens of the prompt run dense, generated tokens take whichever path is faster for one row at 50 % zeros. Otherwise
+    it follows the load.
 
     Args:
         path: Path given by the operator, or auto.

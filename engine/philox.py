@@ -32,7 +32,7 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
     Returns:
         int64 tensor of the broadcast shape plus a last axis of 4: the words, each in [0, 2**32).
     """
-    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)
+    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)  # type: ignore[no-untyped-call]
     for _ in range(ROUNDS):
         # 32 x 32 bit products wrap around in int64; the masks make both halves right all the same.
         product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
@@ -65,7 +65,8 @@ def random_words(keys: Tensor, positions: Tensor, layer: int, size: int, stream:
 def derive_key(seed: int, sample_index: int) -> tuple[int, int]:
     """Key of sample `sample_index` of a request with this 64-bit seed (negative seeds wrap around)."""
     seed &= 2**64 - 1
-    counter = tuple(torch.tensor(word) for word in (sample_index, 0, 0, STREAM_KEY))
+    zero = torch.tensor(0)
+    counter = (torch.tensor(sample_index), zero, zero, torch.tensor(STREAM_KEY))
     key = (torch.tensor(seed & MASK32), torch.tensor(seed >> 32))
     words = philox4x32(counter, key)
     return int(words[0]), int(words[1])

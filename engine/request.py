@@ -119,8 +119,9 @@ class Sequence:
     def fingerprint(self, block: int) -> Fingerprint:
         """How the tokens of the sequence's block number `block` are activated.
 
-        Two blocks with the same tokens, the same predecessors and the same fingerprints hold the same keys and values, to
-        the last bit. RELU tokens of a prompt and generated ones take different kernels, so the boundary between them counts.
+        Two blocks with the same tokens, the same predecessors and the same fingerprints hold the same keys and values,
+        to the last bit. RELU tokens of a prompt and generated ones take different kernels, so the boundary between them
+        counts.
         """
         start = block * BLOCK_SIZE
         if self.threshold == ALWAYS_SILU or start + BLOCK_SIZE <= self.first_active:

@@ -1,6 +1,7 @@
 """Executes a step plan: model, kernels, KV cache and sampler."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from engine.sampler import SampledToken, Sampler, SamplingRow, UnusableLogits
 from engine.scheduler import ScheduledSequence, StepPlan
 from engine.step import StepInputs
 
-IntArray = NDArray[np.int64]
+IntArray = NDArray[np.integer[Any]]
 
 _SILU, _RELU = MODE_CODE[ActivationMode.SILU], MODE_CODE[ActivationMode.RELU]
 
@@ -51,8 +52,8 @@ class Runner:
         """Compute a plan's tokens.
 
         Returns:
-            The next token of each scheduled sequence that samples, in the plan's order; None where the model's logits are
-            not finite, so that one such sequence does not take the others with it.
+            The next token of each scheduled sequence that samples, in the plan's order; None where the model's logits
+            are not finite, so that one such sequence does not take the others with it.
         """
         logits = self._decoder.forward(self._inputs(plan))
         rows = [_sampling_row(item) for item in plan.scheduled if item.samples]

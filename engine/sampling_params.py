@@ -1,7 +1,7 @@
 """How the next token is chosen: the parameters of one request."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.errors import InvalidRequest
@@ -51,8 +51,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
     min_tokens: int = 0
     max_tokens: int | None = None
     ignore_eos: bool = False
@@ -61,9 +61,8 @@ class SamplingParams:
     n: int = 1
 
     def __post_init__(self) -> None:
-        if isinstance(self.stop, str):  # a friendly mistake in notebooks: stop="\n"
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
+        # stop="\n" is the natural way to write one stop string.
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         _in_range("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
         _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -76,7 +75,9 @@ class SamplingParams:
         if self.max_tokens is not None:
             _at_least("max_tokens", self.max_tokens, 1)
             if self.min_tokens > self.max_tokens:
-                raise InvalidRequest(f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens")
+                raise InvalidRequest(
+                    f"min_tokens ({self.min_tokens}) exceeds max_tokens ({self.max_tokens})", "min_tokens"
+                )
         _int_in_range("n", self.n, 1, MAX_N)
         if self.logprobs is not None:
             _int_in_range("logprobs", self.logprobs, 0, MAX_LOGPROBS)
@@ -85,7 +86,8 @@ class SamplingParams:
         self._check_stop()
         if len(self.logit_bias) > MAX_LOGIT_BIAS_ENTRIES:
             raise InvalidRequest(
-                f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS_ENTRIES} are allowed", "logit_bias"
+                f"logit_bias has {len(self.logit_bias)} entries; at most {MAX_LOGIT_BIAS_ENTRIES} are allowed",
+                "logit_bias",
             )
         for bias in self.logit_bias.values():
             _in_range("logit_bias", bias, -100.0, 100.0)

@@ -33,10 +33,11 @@ class StepPlan:
 class Scheduler:
     """Continuous batching: first come, first served, one policy for prompts and generated tokens.
 
-    A step has a budget of tokens. Running sequences that only need their next token come first, so that no prompt stalls
-    them; what is left goes to unfinished prompts, in chunks; then waiting sequences are admitted. When a running sequence
-    needs a block and none is free, the one admitted last gives up all its blocks and waits again, at the front. Its
-    tokens are kept and computed again later: nothing is lost, and draws do not change because they depend on positions.
+    A step has a budget of tokens. Running sequences that only need their next token come first, so that no prompt
+    stalls them; what is left goes to unfinished prompts, in chunks; then waiting sequences are admitted. When a running
+    sequence needs a block and none is free, the one admitted last gives up all its blocks and waits again, at the
+    front. Its tokens are kept and computed again later: nothing is lost, and draws do not change because they depend on
+    positions.
 
     Args:
         pool: The blocks. A single sequence of the longest allowed length must fit, which the engine sees to.
@@ -74,8 +75,8 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Plan the next step and give its sequences the blocks they need.
 
-        Full blocks are registered with the prefix cache at once: a step writes all keys and values of a layer before any
-        row attends, so a sequence admitted in the same step can already share them. The plan must therefore be run.
+        Full blocks are registered with the prefix cache at once: a step writes all keys and values of a layer before
+        any row attends, so a sequence admitted in the same step can already share them. The plan must therefore be run.
         """
         budget = self.max_num_batched_tokens
         scheduled: list[ScheduledSequence] = []
@@ -102,7 +103,7 @@ class Scheduler:
         return StepPlan(tuple(scheduled))
 
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a running sequence blocks for its first `num_tokens` tokens, preempting others. False: it was the last itself."""
+        """Give a running sequence blocks for its first `num_tokens` tokens, preempting others; False if it must go."""
         needed = blocks_for(num_tokens) - len(sequence.block_ids)
         while needed > self.pool.num_free:
             victim = self.running.pop()
@@ -116,7 +117,7 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence) -> bool:
-        """Give a waiting sequence what the prefix cache has of it, and blocks for all its other tokens, if there are enough."""
+        """Give a waiting sequence its cached beginning, and blocks for all its other tokens, if there are enough."""
         found = self._cached_blocks(sequence)
         taken = sum(self.pool.is_free(block) for block, _ in found)
         needed = blocks_for(len(sequence.token_ids)) - len(found)

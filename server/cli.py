@@ -4,11 +4,12 @@ Whatever loads torch is imported inside the commands, so that `siluette --help` 
 """
 
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -276,8 +277,14 @@ def bench(
         int, typer.Option(min=0, help="Requests before the measured ones.", rich_help_panel=WORKLOAD)
     ] = 8,
     seed: Annotated[
-        int, typer.Option(help="The same seed and settings give the same requests.", rich_help_panel=WORKLOAD)
-    ] = 0,
+        int | None,
+        typer.Option(
+            help="The same seed and settings give the same requests, which a server that is still running has in its "
+            "prefix cache.",
+            show_default="drawn, and reported",
+            rich_help_panel=WORKLOAD,
+        ),
+    ] = None,
     p: opt.P = None,
     scope: opt.ScopeOption = None,
     temperature: Annotated[float, typer.Option(help="Of all requests.", rich_help_panel=opt.SAMPLING)] = 1.0,
@@ -303,6 +310,7 @@ def bench(
     try:
         lengths = Length.parse(prompt_tokens), Length.parse(output_tokens)
         mix = ModeMix.parse(mode_mix)
+        seed = secrets.randbits(31) if seed is None else seed
         config = BenchConfig(
             target=Target.parse(base_url, api_key),
             workload=Workload(num_requests, *lengths, mix, request_rate, shared_prefix_tokens, seed),
@@ -322,7 +330,7 @@ def bench(
         report = run_event_loop(run_benchmark(config, _progress(Console(stderr=True))))
         print_report(report, Console())
         if json_path is not None:
-            document = report.to_json(describe_machine())
+            document = {"benchmark": "serving", "machine": asdict(describe_machine()), **report.to_json()}
             json_path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
     if not report.total.completed:
         raise typer.Exit(1)

@@ -82,9 +82,10 @@ def _ending(sample: SampleOutput) -> str:
 def print_footer(console: Console, output: RequestOutput, seconds: float, stats: EngineStats) -> None:
     """What was used, how fast it went, and how many feed-forward values were zero."""
     tokens = sum(len(sample.token_ids) for sample in output.samples)
+    speed = f"{tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} tokens/s"
     lines = [
         f"activation {describe_activation(output.activation)}; seed {output.seed}",
-        f"{output.num_prompt_tokens} prompt tokens; {tokens} tokens in {seconds:.2f} s: {tokens / seconds:.1f} per second",
+        f"{output.num_prompt_tokens} prompt tokens, {speed}",
     ]
     if shares := zero_shares(stats.ffn_zeros, stats.ffn_elements):
         lines.append("zeros in the feed-forward: " + ", ".join(f"{mode} {share:.1%}" for mode, share in shares.items()))

@@ -118,7 +118,7 @@ async def run_benchmark(config: BenchConfig, progress: Callable[[str], None] = l
         workload = replace(config.workload, num_requests=config.warmup, request_rate=math.inf)
         await _send_all(config, plan_requests(workload, vocabulary, "warm-up"), lambda _: None)
 
-    progress(f"Sending {len(measured)} requests, at most {config.concurrency} at a time")
+    progress(f"Sending {len(measured)} requests, at most {config.concurrency} at a time (seed {config.workload.seed})")
     started = datetime.now(UTC).isoformat(timespec="seconds")
     clock, cpu = time.perf_counter(), time.process_time()
     outcomes = await _send_all(config, measured, progress)

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from server.loadgen_client import StreamRecord
 from server.loadgen_workload import MODES
-from server.machine import Machine
 
 MS = 1000.0
 
@@ -187,9 +186,10 @@ class Report:
         }
         return {f"{name}_per_second": amount / self.duration for name, amount in amounts.items()}
 
-    def to_json(self, machine: Machine) -> dict[str, Any]:
-        """The report as a document; `machine` is the one that the load generator ran on."""
-        return {"benchmark": "serving", "machine": asdict(machine), "throughput": self.throughput, **asdict(self)}
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        throughput = {name: round(rate, 3) for name, rate in self.throughput.items()}
+        return {"throughput": throughput, **asdict(self)}
 
 
 def _count_errors(outcomes: Sequence[Outcome]) -> tuple[ErrorCount, ...]:

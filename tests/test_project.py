@@ -201,6 +201,16 @@ class TestDocuments:
         assert f"p of at least {UNTUNED_MIN_P:g}" in page
 
 
+class TestReadmeExamples:
+    @pytest.mark.slow
+    def test_offline_example_prints_a_text_for_each_sample(self, capfd: pytest.CaptureFixture[str]) -> None:
+        (example,) = [block for block in code_blocks(ROOT / "README.md", "python") if "LLM()" in block]
+        (samples,) = re.findall(r"\bn=(\d+)", example)
+        exec(compile(example, "README.md", "exec"), {})
+        printed = capfd.readouterr().out.strip()
+        assert len(printed.splitlines()) >= int(samples)
+
+
 class TestApiPage:
     PAGE = (ROOT / "docs" / "api.md").read_text()
 

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 
-from torch import Tensor
 import torch
+from torch import Tensor
 
 from engine.ffn_router import FfnCosts
 from engine.kv_cache import KVCache

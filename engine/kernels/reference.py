@@ -23,10 +23,10 @@ class ReferenceBackend(Backend):
         """See `Backend.attention`."""
         config, weights = self.config, self.weights.layers[layer]
         qkv = functional.linear(x, weights.qkv, weights.qkv_bias)
-        q, k, v = qkv.split([config.q_size, config.kv_size, config.kv_size], dim=-1)
-        q = q.unflatten(-1, (config.num_heads, config.head_dim)).float()
-        k = k.unflatten(-1, (config.num_kv_heads, config.head_dim)).float()
-        v = v.unflatten(-1, (config.num_kv_heads, config.head_dim))
+        q, k, v = torch.split(qkv, [config.q_size, config.kv_size, config.kv_size], dim=-1)
+        q = q.float().reshape(-1, config.num_heads, config.head_dim)
+        k = k.float().reshape(-1, config.num_kv_heads, config.head_dim)
+        v = v.reshape(-1, config.num_kv_heads, config.head_dim)
         if weights.q_norm is not None and weights.k_norm is not None:
             q = functional.rms_norm(q, (config.head_dim,), weights.q_norm.float(), config.norm_eps)
             k = functional.rms_norm(k, (config.head_dim,), weights.k_norm.float(), config.norm_eps)

@@ -78,9 +78,7 @@ def activate(gate, thresholds, keys, positions, is_silu, layer, identity, up, ou
         else:
             words = np.empty(((intermediate + 3) // 4, 4), np.uint32)
             key_0, key_1 = keys[row, 0], keys[row, 1]
-            _activate_stochastic(
-                gate[row], threshold, key_0, key_1, positions[row], layer, identity, words, activated
-            )
+            _activate_stochastic(gate[row], threshold, key_0, key_1, positions[row], layer, identity, words, activated)
         zeros[row] = _count_zeros(activated)
         if up.shape[1] == 0:
             for j in range(intermediate):

@@ -5,8 +5,8 @@ Cache layout of one layer, so that both inner loops read whole vectors:
     keys    [num_blocks, num_kv_heads, head_dim, 16]    transposed inside a block
     values  [num_blocks, num_kv_heads, 16, head_dim]
 
-A row's result depends on its query and on the cached tokens that it sees, added in the order of their positions: never on
-how prompts were chunked or who shares the step. So a preempted request that is computed again gets the same bits.
+A row's result depends on its query and on the cached tokens that it sees, added in the order of their positions: never
+on how prompts were chunked or who shares the step. So a preempted request that is computed again gets the same bits.
 """
 
 import numpy as np
@@ -121,7 +121,8 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
     flat_queries, flat_keys, flat_values = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
     tasks = rows * num_kv_heads
     for turn in prange(tasks):
-        # Later rows of a prompt see more tokens: deal them out from both ends, so that each thread gets long and short ones.
+        # Later rows of a prompt see more tokens: deal them out from both ends, so that each thread gets long and short
+        # ones.
         task = turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
         row, kv_head = task // num_kv_heads, task % num_kv_heads
         last = positions[row]

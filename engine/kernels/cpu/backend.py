@@ -36,7 +36,8 @@ class _Layer:
     """One layer's weights as the kernels want them."""
 
     def __init__(self, weights: LayerWeights, config: DecoderConfig, linear: Callable[..., InvariantLinear]) -> None:
-        # Transposed weights keep more row counts in one class, see `invariant_sizes`; `up` and `down` must stay neuron-major.
+        # Transposed weights keep more row counts in one class, see `invariant_sizes`; `up` and `down` must stay
+        # neuron-major.
         transpose_gate = weights.gate.dtype is torch.float32
         self.qkv = linear(weights.qkv.t().contiguous(), weights.qkv_bias, transposed=True)
         self.o = linear(weights.o.t().contiguous(), weights.o_bias, transposed=True)
@@ -61,7 +62,13 @@ class CpuBackend(Backend):
     """
 
     def __init__(
-        self, config: DecoderConfig, weights: DecoderWeights, cache: KVCache, *, max_rows: int, deterministic: bool = True
+        self,
+        config: DecoderConfig,
+        weights: DecoderWeights,
+        cache: KVCache,
+        *,
+        max_rows: int,
+        deterministic: bool = True,
     ) -> None:
         super().__init__(config, weights, cache)
         for name in ("hidden_size", "head_dim"):
@@ -133,7 +140,9 @@ class CpuBackend(Backend):
         elif sparse == rows:
             out = self._sparse(layer, gate, x)
         else:
-            out = torch.cat((self._sparse(layer, gate[:sparse], x[:sparse]), self._dense(layer, gate[sparse:], x[sparse:], sparse)))
+            out = torch.cat(
+                (self._sparse(layer, gate[:sparse], x[:sparse]), self._dense(layer, gate[sparse:], x[sparse:], sparse))
+            )
         self.sparsity.add(layer, self._modes, self._zeros, gate.shape[1])
         return out
 
@@ -175,7 +184,7 @@ class CpuBackend(Backend):
         return self._head(x)
 
     def measure_ffn_costs(self) -> FfnCosts:
-        """See `Backend.measure_ffn_costs`; goes round all layers, so that weights come from memory as in a real step."""
+        """See `Backend.measure_ffn_costs`. Goes round all layers, so that weights come from memory as in real steps."""
         generator = torch.Generator().manual_seed(0)
         dtype = self.weights.embedding.dtype
 
@@ -188,7 +197,9 @@ class CpuBackend(Backend):
                 seconds.append(time.perf_counter() - start)
             return statistics.median(seconds)
 
-        dense, low, high = [], [], []
+        dense: list[float] = []
+        low: list[float] = []
+        high: list[float] = []
         for rows in MEASURED_ROWS:
             x = torch.randn(rows, self.config.hidden_size, generator=generator).to(dtype)
             drawn = torch.rand(rows, self.config.intermediate_size, generator=generator)

@@ -1,12 +1,13 @@
 """Matrix products whose rows do not depend on each other, not even in the last bit.
 
-A BLAS library chooses its kernel, and so the order of its sums, by the number of rows: the same token computed alone and
-in a batch of 32 differs in its last bits, and sooner or later in its text. With a fixed number of rows the order is
+A BLAS library chooses its kernel, and so the order of its sums, by the number of rows: the same token computed alone
+and in a batch of 32 differs in its last bits, and sooner or later in its text. With a fixed number of rows the order is
 fixed. So at load each weight is tried at a ladder of row counts; those that give bit-identical rows form a class, and
 from then on only row counts of one class are used, with padding up to the next one. Usually a class spans most of the
 ladder and padding costs little.
 """
 
+from collections.abc import Iterable
 from functools import lru_cache
 
 import torch
@@ -24,7 +25,8 @@ class InvariantLinear:
         weight: [out, in], or [in, out] with `transposed`.
         bias: [out] or None.
         transposed: Layout of `weight`; feed-forward `down` is stored transposed.
-        sizes: Row counts to use, from `invariant_sizes`; None multiplies any number of rows as it comes (fast, not invariant).
+        sizes: Row counts to use, from `invariant_sizes`; None multiplies any number of rows as it comes (fast, not
+            invariant).
     """
 
     def __init__(
@@ -90,8 +92,8 @@ def invariant_sizes(
         max_rows: Row counts beyond the first one that reaches this are not tried.
 
     Returns:
-        Row counts in rising order. The choice depends on arithmetic only, never on timing, so that it is the same at each
-        start on the same machine.
+        Row counts in rising order. The choice depends on arithmetic only, never on timing, so that it is the same at
+        each start on the same machine.
     """
     reached = next((size for size in LADDER if size >= max_rows), LADDER[-1])
     ladder = [size for size in LADDER if size <= reached]
@@ -128,7 +130,7 @@ def _cancelling_operands(rows: int, out_features: int, in_features: int, dtype: 
     return x[:, shuffled].to(dtype), weight[:, shuffled].to(dtype)
 
 
-def _padding_cost(sizes: list[int]) -> float:
+def _padding_cost(sizes: Iterable[int]) -> float:
     """How much more work batches of typical sizes are when only these row counts may be used.
 
     From constants, not from measurements: the choice must come out the same at each start.

@@ -1,9 +1,9 @@
 """The few vector operations that Numba's own loops do not compile well: inner loops written in LLVM IR.
 
-Numba has no vector type, and LLVM cannot keep an array accumulator in registers when it may alias an input. So the inner
-loops of attention and of the sparse feed-forward are intrinsics over 16-lane vectors (one AVX-512 register; LLVM splits
-them on narrower machines). Weights and cached keys and values are float32, or bfloat16 seen as uint16: a bfloat16 is the upper
-half of a float32, so widening is a shift.
+Numba has no vector type, and LLVM cannot keep an array accumulator in registers when it may alias an input. So the
+inner loops of attention and of the sparse feed-forward are intrinsics over 16-lane vectors (one AVX-512 register; LLVM
+splits them on narrower machines). Weights and cached keys and values are float32, or bfloat16 seen as uint16: a
+bfloat16 is the upper half of a float32, so widening is a shift.
 
 Every function adds its terms in one fixed order that depends on the sizes alone. That makes a result independent of
 batch-mates and threads.
@@ -115,7 +115,15 @@ def transposed_dot16(
 
 @intrinsic
 def weighted_rows16(
-    typingctx: Any, out: Any, out_at: Any, weights: Any, weights_at: Any, rows: Any, rows_at: Any, stride: Any, count: Any
+    typingctx: Any,
+    out: Any,
+    out_at: Any,
+    weights: Any,
+    weights_at: Any,
+    rows: Any,
+    rows_at: Any,
+    stride: Any,
+    count: Any,
 ) -> Any:
     """out[out_at + d] += sum over t < count of weights[weights_at + t] * rows[rows_at + t * stride + d], for d < 16."""
     assert _is_weight(rows.dtype)
