@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     add_out_option(parser)
     options = parser.parse_args(arguments)
+    if options.output_tokens < 2:
+        parser.error("--output-tokens must be at least 2: decoding starts with the second token")
 
     config = EngineConfig(model=options.model, dtype=options.dtype, allow_untuned_activations=True)
     engine = AsyncEngine(config, progress=print)

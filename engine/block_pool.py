@@ -45,7 +45,7 @@ class BlockPool:
         blocks = []
         for _ in range(count):
             block, _ = self._free.popitem(last=False)
-            self._forget(block)
+            self.forget(block)
             self._references[block] = 1
             blocks.append(block)
         return blocks
@@ -101,7 +101,8 @@ class BlockPool:
         self._content[block] = (key, name)
         return name
 
-    def _forget(self, block: int) -> None:
+    def forget(self, block: int) -> None:
+        """Make a block's content unfindable; harmless if it has none."""
         content = self._content[block]
         if content is not None:
             del self._found[content[0]]

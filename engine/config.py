@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+from engine.errors import InvalidConfig
+
 
 class FfnPath(StrEnum):
     """Which feed-forward path RELU rows take."""
@@ -46,6 +48,9 @@ class EngineConfig:
         allow_untuned_activations: Accept activations that the checkpoint was not tuned for.
         kernels: Which kernels run the model.
         threads: Compute threads; None is one per core.
+
+    Raises:
+        InvalidConfig: `dtype`, `ffn_path` or `kernels` is not one of its values.
     """
 
     model: str | None = None
@@ -63,3 +68,13 @@ class EngineConfig:
     deterministic: bool = True
     kernels: KernelSet = KernelSet.AUTO
     threads: int | None = None
+
+    def __post_init__(self) -> None:
+        # Plain strings are welcome, as in `Activation`; left as they are, comparisons with `is` would not know them.
+        for name, kind in (("dtype", DType), ("ffn_path", FfnPath), ("kernels", KernelSet)):
+            value = getattr(self, name)
+            try:
+                object.__setattr__(self, name, kind(value))
+            except ValueError:
+                allowed = ", ".join(f"'{item}'" for item in kind)
+                raise InvalidConfig(f"{name} must be one of {allowed}, got {value!r}") from None

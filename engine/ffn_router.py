@@ -25,37 +25,34 @@ class FfnCosts:
 class FfnRouter:
     """Decides how many of a step's RELU rows skip their zeros.
 
-    The two paths add in different orders. In deterministic mode the choice may therefore depend on the row alone:
-    tokens of the prompt run dense, generated tokens take whichever path is faster for one row at 50 % zeros. Otherwise
-    it follows the load.
+    The two paths add in different orders. In deterministic mode the choice may therefore depend on nothing but the row:
+    tokens of a prompt run dense, since many of them together use nearly every neuron, and generated tokens sparse. A
+    measurement would not do, because it may come out differently at the next start. Without that promise the choice
+    follows measured costs, the number of rows and the zeros seen so far.
 
     Args:
         path: Path given by the operator, or auto.
-        deterministic: See `EngineConfig.deterministic`.
-        costs: Measured; None where there is no sparse kernel.
+        has_sparse: Whether there is a sparse kernel.
+        costs: Measured costs to follow; None in deterministic mode.
     """
 
-    def __init__(self, path: FfnPath, deterministic: bool, costs: FfnCosts | None) -> None:
-        self.path = path
-        self.deterministic = deterministic
+    def __init__(self, path: FfnPath, has_sparse: bool, costs: FfnCosts | None = None) -> None:
+        self.path = path if has_sparse else FfnPath.DENSE
         self.costs = costs
 
-    def prompt_is_sparse(self) -> bool:
-        """Whether RELU tokens of a prompt may take the sparse path at all."""
-        return self.costs is not None and self.path is FfnPath.SPARSE
+    @property
+    def prompts_may_be_sparse(self) -> bool:
+        """Whether RELU tokens of a prompt are candidates for the sparse path at all."""
+        return self.path is FfnPath.SPARSE
 
     def is_sparse(self, rows: int, zeros: float) -> bool:
-        """Whether a step's generated RELU tokens take the sparse path.
+        """Whether a step's candidates take the sparse path.
 
         Args:
             rows: How many there are.
             zeros: Share of zeros seen in RELU mode so far, in [0, 1].
         """
-        if self.costs is None or self.path is FfnPath.DENSE or rows == 0:
-            return False
-        if self.path is FfnPath.SPARSE:
-            return True
-        if self.deterministic:
-            return self.costs.sparse(0, LOW_ZEROS) < self.costs.dense[0]
+        if self.path is not FfnPath.AUTO or self.costs is None:
+            return rows > 0 and self.path is not FfnPath.DENSE
         index = next((i for i, measured in enumerate(MEASURED_ROWS) if measured >= rows), len(MEASURED_ROWS) - 1)
-        return self.costs.sparse(index, zeros) < self.costs.dense[index]
+        return rows > 0 and self.costs.sparse(index, zeros) < self.costs.dense[index]

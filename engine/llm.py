@@ -1,5 +1,6 @@
 """The engine for scripts and notebooks: call it, get text."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import replace
@@ -11,6 +12,7 @@ from engine.engine import Engine, silent
 from engine.errors import EngineStopped
 from engine.info import EngineStats
 from engine.outputs import RequestOutput
+from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.threads import use_threads
 
@@ -48,6 +50,7 @@ class LLM:
         self.info = self._engine.info
         self.tokenizer = self._engine.tokenizer
         self._counter = 0
+        self._unread: dict[str, deque[RequestOutput]] = {}  # of each request in flight, its caller's queue
 
     def generate(
         self,
@@ -70,22 +73,28 @@ class LLM:
         """
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         batch = [cast(Prompt, prompts)] if alone else cast(SequenceOf[Prompt], prompts)
-        request_ids = self._submit(batch, sampling, activation)
+        requests = self._check(batch, sampling, activation)
         outputs: dict[str, RequestOutput] = {}
-        for piece in self._run(request_ids):
+        for piece in self._run(requests):
             if piece.request_id in outputs:
                 outputs[piece.request_id].extend(piece)
             else:
                 outputs[piece.request_id] = piece
         for output in outputs.values():
             output.samples.sort(key=lambda sample: sample.index)
-        return [outputs[request_id] for request_id in request_ids]
+        return [outputs[request.request_id] for request in requests]
 
     def stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, activation: Activation | None = None
     ) -> Iterator[RequestOutput]:
-        """Complete one prompt, piece by piece. Leaving the loop early aborts it."""
-        return self._run(self._submit([prompt], sampling, activation))
+        """Complete one prompt, piece by piece. Leaving the loop early aborts it.
+
+        Several streams may be read in turns; they are computed together.
+
+        Raises:
+            InvalidRequest: The prompt or a parameter is refused.
+        """
+        return self._run(self._check([prompt], sampling, activation))
 
     def chat(
         self,
@@ -105,7 +114,7 @@ class LLM:
         return self._open().stats()
 
     def close(self) -> None:
-        """Release the model's memory. Idempotent."""
+        """Release the model's memory. Streams that are not read to their end raise `EngineStopped`. Idempotent."""
         self._engine = None
 
     def __enter__(self) -> "LLM":
@@ -119,9 +128,9 @@ class LLM:
             raise EngineStopped("this LLM is closed")
         return self._engine
 
-    def _submit(
+    def _check(
         self, prompts: SequenceOf[Prompt], sampling: SamplingParams | None, activation: Activation | None
-    ) -> list[str]:
+    ) -> list[Request]:
         engine = self._open()
         sampling, activation = sampling or SamplingParams(), activation or Activation()
         requests = []
@@ -129,21 +138,31 @@ class LLM:
             token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
             self._counter += 1
             requests.append(engine.check(str(self._counter), token_ids, sampling, activation))
-        for request in requests:
-            engine.add(request)
-        return [request.request_id for request in requests]
+        return requests
 
-    def _run(self, request_ids: list[str]) -> Iterator[RequestOutput]:
-        engine = self._open()
+    def _run(self, requests: list[Request]) -> Iterator[RequestOutput]:
+        """Queue requests when the first piece is wanted, and hand out their pieces until they are finished."""
         use_threads(self.config.threads)
-        unfinished = set(request_ids)
+        unread: deque[RequestOutput] = deque()
+        unfinished = {request.request_id for request in requests}
         try:
+            for request in requests:
+                self._unread[request.request_id] = unread
+                self._open().add(request)
             while unfinished:
-                for output in engine.step():
-                    if output.finished:
-                        unfinished.discard(output.request_id)
-                    if output.request_id in request_ids:
-                        yield output
+                while not unread:
+                    self._step()
+                output = unread.popleft()
+                if output.finished:
+                    unfinished.remove(output.request_id)
+                yield output
         finally:
-            for request_id in unfinished:
-                engine.abort(request_id)
+            for request in requests:
+                self._unread.pop(request.request_id, None)
+                if self._engine is not None:
+                    self._engine.abort(request.request_id)
+
+    def _step(self) -> None:
+        """Compute one step of everything in flight. A step moves other streams too: their pieces wait for them."""
+        for output in self._open().step():
+            self._unread[output.request_id].append(output)

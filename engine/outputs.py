@@ -74,7 +74,10 @@ class RequestOutput:
     finished: bool = False  # every sample has its finish reason
 
     def extend(self, piece: "RequestOutput") -> None:
-        """Append the next piece of the same request, sample by sample."""
+        """Append the next piece of the same request, sample by sample.
+
+        `num_cached_tokens` stays that of the first piece, which the first sample began.
+        """
         by_index = {sample.index: sample for sample in self.samples}
         for sample in piece.samples:
             if sample.index in by_index:
@@ -82,5 +85,4 @@ class RequestOutput:
             else:
                 self.samples.append(sample)
                 by_index[sample.index] = sample
-        self.num_cached_tokens = piece.num_cached_tokens
         self.finished = piece.finished

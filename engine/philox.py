@@ -59,7 +59,7 @@ def random_words(keys: Tensor, positions: Tensor, layer: int, size: int, stream:
     index = torch.arange((size + 3) // 4, dtype=torch.int64, device=keys.device)
     counter = (index[None, :], torch.tensor(layer), positions[:, None], torch.tensor(stream))
     words = philox4x32(counter, (keys[:, 0:1], keys[:, 1:2]))
-    return words.reshape(keys.shape[0], -1)[:, :size]
+    return words.flatten(1)[:, :size]
 
 
 def derive_key(seed: int, sample_index: int) -> tuple[int, int]:

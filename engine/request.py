@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
-from engine.activation import ALWAYS_SILU, NEVER_SILU, Activation, ActivationMode, Scope
+from engine.activation import NEVER_SILU, Activation, ActivationMode, Scope
 from engine.kv_cache import BLOCK_SIZE
 from engine.logits import LogitEdits
 from engine.philox import derive_key
@@ -85,6 +85,7 @@ class Sequence:
         "sampling_key",
         "threshold",
         "token_ids",
+        "was_admitted",
     )
 
     def __init__(self, request: Request, index: int, end_token_ids: tuple[int, ...]) -> None:
@@ -94,6 +95,7 @@ class Sequence:
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.block_ids: list[int] = []
         self.num_computed = 0  # tokens whose keys and values are in the cache
+        self.was_admitted = False  # if only to be preempted later
         self.num_cached = 0  # of the prompt, taken from the prefix cache when it was first admitted
         self.num_registered = 0  # blocks the prefix cache knows
         self.cache_parent = 0  # its name for the last of them
@@ -124,7 +126,8 @@ class Sequence:
         counts.
         """
         start = block * BLOCK_SIZE
-        if self.threshold == ALWAYS_SILU or start + BLOCK_SIZE <= self.first_active:
+        # By mode, not by threshold: p = 1 never draws a zero, and yet it takes the checkpoint's positive branch.
+        if self.request.activation.mode is ActivationMode.SILU or start + BLOCK_SIZE <= self.first_active:
             return None
         inactive = max(0, self.first_active - start)
         prompt = min(max(0, self.prompt_length - start), BLOCK_SIZE) if self.threshold == NEVER_SILU else 0

@@ -42,7 +42,8 @@ class Runner:
         self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype)
         progress("Preparing kernels (compiled on the first start, then cached)")
         self.backend = _create_backend(checkpoint, config, self.cache)
-        self.router = FfnRouter(config.ffn_path, config.deterministic, self.backend.measure_ffn_costs())
+        costs = None if config.deterministic else self.backend.measure_ffn_costs()
+        self.router = FfnRouter(config.ffn_path, self.backend.has_sparse_ffn, costs)
         self._decoder = Decoder(self.backend)
         self._sampler = Sampler()
         self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
@@ -119,7 +120,7 @@ class Runner:
 
     def _sparse_rows(self, relu: NDArray[np.bool_], generated: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which rows skip their zeros."""
-        candidates = relu if self.router.prompt_is_sparse() else relu & generated
+        candidates = relu if self.router.prompts_may_be_sparse else relu & generated
         zeros, elements = self.backend.sparsity.share(ActivationMode.RELU)
         if not self.router.is_sparse(int(candidates.sum()), zeros / elements if elements else 0.0):
             candidates = np.zeros_like(candidates)
@@ -149,6 +150,5 @@ def _create_backend(checkpoint: Checkpoint, config: EngineConfig, cache: KVCache
         checkpoint.config,
         checkpoint.weights,
         cache,
-        max_rows=config.max_num_batched_tokens,
         deterministic=config.deterministic,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from engine.block_pool import BlockPool
 from engine.kv_cache import BLOCK_SIZE, blocks_for
-from engine.request import Sequence
+from engine.request import Fingerprint, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class Scheduler:
         """Plan the next step and give its sequences the blocks they need.
 
         Full blocks are registered with the prefix cache at once: a step writes all keys and values of a layer before
-        any row attends, so a sequence admitted in the same step can already share them. The plan must therefore be run.
+        any row attends, so a sequence admitted in the same step can already share them. The plan must therefore be run,
+        or else abandoned.
         """
         budget = self.max_num_batched_tokens
         scheduled: list[ScheduledSequence] = []
@@ -102,15 +103,20 @@ class Scheduler:
             budget -= count
         return StepPlan(tuple(scheduled))
 
+    def abandon(self, plan: StepPlan) -> None:
+        """Undo a plan that failed on its way: none of it counts as computed, and all running sequences wait again."""
+        for item in plan.scheduled:
+            for block in item.sequence.block_ids[item.start // BLOCK_SIZE :]:
+                self.pool.forget(block)
+        while self.running:
+            self._suspend_last()
+
     def _make_room(self, sequence: Sequence, num_tokens: int) -> bool:
         """Give a running sequence blocks for its first `num_tokens` tokens, preempting others; False if it must go."""
         needed = blocks_for(num_tokens) - len(sequence.block_ids)
         while needed > self.pool.num_free:
-            victim = self.running.pop()
-            self._release(victim)
-            self.waiting.appendleft(victim)
             self.num_preemptions += 1
-            if victim is sequence:
+            if self._suspend_last() is sequence:
                 return False
         if needed > 0:
             sequence.block_ids += self.pool.allocate(needed)
@@ -129,7 +135,8 @@ class Scheduler:
         sequence.block_ids = [block for block, _ in found] + self.pool.allocate(needed)
         sequence.num_registered = len(found)
         sequence.num_computed = len(found) * BLOCK_SIZE
-        if sequence.num_generated == 0:
+        if not sequence.was_admitted:  # later it finds what it computed itself
+            sequence.was_admitted = True
             sequence.num_cached = sequence.num_computed
         if self.pool.prefix_caching:
             self.cache_queries += len(sequence.token_ids)
@@ -159,12 +166,19 @@ class Scheduler:
             sequence.num_registered = index + 1
         return ScheduledSequence(sequence, start, count, samples=sequence.num_computed == len(sequence.token_ids))
 
+    def _suspend_last(self) -> Sequence:
+        """Let the sequence that was admitted last wait again, at the front."""
+        sequence = self.running.pop()
+        self._release(sequence)
+        self.waiting.appendleft(sequence)
+        return sequence
+
     def _release(self, sequence: Sequence) -> None:
         self.pool.release(sequence.block_ids)
         sequence.block_ids = []
         sequence.num_computed = sequence.num_registered = sequence.cache_parent = 0
 
 
-def _content(sequence: Sequence, block: int) -> tuple[tuple[int, ...], tuple[int, int, int, int, int] | None]:
+def _content(sequence: Sequence, block: int) -> tuple[tuple[int, ...], Fingerprint]:
     tokens = tuple(sequence.token_ids[block * BLOCK_SIZE : (block + 1) * BLOCK_SIZE])
     return tokens, sequence.fingerprint(block)

@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Backend
 
 from engine.errors import ModelLoadError
-from engine.gguf_metadata import GgufMetadata, read_metadata
+from engine.models.gguf_file import GgufFile, GgufMetadata
 from engine.tokenizer_parts import TokenizerParts, frame_texts
 
 # Values of tokenizer.ggml.token_type
@@ -76,7 +76,7 @@ def load_gguf(path: Path) -> TokenizerParts:
     Raises:
         ModelLoadError: The metadata are incomplete or inconsistent, or name a tokenizer that is not supported.
     """
-    metadata = read_metadata(path, "tokenizer.")
+    metadata = GgufFile(path).metadata
     tokens = metadata.strings("tokenizer.ggml.tokens")
     types = metadata.integers("tokenizer.ggml.token_type")
     if len(types) != len(tokens):

@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -14,7 +14,7 @@ from server.encoding import encode_messages
 from server.generation import Generation
 from server.logprobs import chat_logprobs
 from server.protocol import ChatCompletionRequest
-from server.responses import ChatChoice, ChatCompletionResponse, ChatDelta
+from server.responses import ChatChoice, ChatChunkChoice, ChatCompletionResponse, ChatDelta
 from server.services import ServicesDep
 from server.streaming import EventStream, abort_on_disconnect, stream_events
 
@@ -38,24 +38,16 @@ async def create_chat_completion(
         sampling, activation = body.to_sampling(), body.activation.to_activation()
         prompt = await encode_messages(tokenizer, body.messages)
         generation = Generation.submit(services, "chatcmpl", [prompt], sampling, activation)
-    head = {
-        "id": generation.id,
-        "object": "chat.completion.chunk" if body.stream else "chat.completion",
-        "created": generation.created,
-        "model": services.model_name,
-        "system_fingerprint": services.fingerprint,
-    }
     if body.stream:
+        head = generation.head("chat.completion.chunk")
         choices = _ChoiceStream(tokenizer)
         return EventStream(stream_events(generation, head, choices.format, body.include_usage), generation)
     async with abort_on_disconnect(request.receive, generation):
         outputs = await generation.collect()
-    answer = {
-        **head,
+    answer: ChatCompletionResponse = {
+        **generation.head("chat.completion"),
         "choices": _choices(outputs, tokenizer),
-        "usage": generation.usage,
-        "activation": generation.activation,
-        "seed": generation.seed,
+        **generation.end,
     }
     return Response(orjson.dumps(answer), headers={"x-request-id": generation.id}, media_type="application/json")
 
@@ -93,7 +85,7 @@ class _ChoiceStream:
         self._tokenizer = tokenizer
         self._begun: set[int] = set()
 
-    def format(self, index: int, sample: SampleOutput) -> Mapping[str, object] | None:
+    def format(self, index: int, sample: SampleOutput) -> ChatChunkChoice | None:
         """The next piece of a choice."""
         if not sample.text and sample.logprobs is None and sample.finish_reason is None:
             return None  # an incomplete character, or what may become a stop string

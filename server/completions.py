@@ -1,7 +1,7 @@
 """`POST /v1/completions`."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import orjson
@@ -35,26 +35,14 @@ async def create_completion(
     sampling, activation = body.to_sampling(), body.activation.to_activation()
     prompts = await _encode(services, body.prompt)
     generation = Generation.submit(services, "cmpl", prompts, sampling, activation)
-    head = {
-        "id": generation.id,
-        "object": "text_completion",
-        "created": generation.created,
-        "model": services.model_name,
-        "system_fingerprint": services.fingerprint,
-    }
+    head = generation.head("text_completion")
     echoes = _echoes(services, body, prompts)
     if body.stream:
         choices = _ChoiceStream(echoes, sampling.n)
         return EventStream(stream_events(generation, head, choices.format, body.include_usage), generation)
     async with abort_on_disconnect(request.receive, generation):
         outputs = await generation.collect()
-    answer = {
-        **head,
-        "choices": _choices(outputs, echoes, sampling.n),
-        "usage": generation.usage,
-        "activation": generation.activation,
-        "seed": generation.seed,
-    }
+    answer: CompletionResponse = {**head, "choices": _choices(outputs, echoes, sampling.n), **generation.end}
     return Response(orjson.dumps(answer), headers={"x-request-id": generation.id}, media_type="application/json")
 
 
@@ -104,7 +92,7 @@ class _ChoiceStream:
         self._pending_echo = {p * n + i: echo for p, echo in enumerate(echoes) if echo for i in range(n)}
         self._offsets: dict[int, int] = {}
 
-    def format(self, index: int, sample: SampleOutput) -> Mapping[str, object] | None:
+    def format(self, index: int, sample: SampleOutput) -> CompletionChoice | None:
         """The next piece of a choice."""
         text = sample.text
         if index in self._pending_echo:

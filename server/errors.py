@@ -5,6 +5,7 @@ Every error answer, whatever went wrong, has OpenAI's shape: `{"error": {"messag
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -91,7 +92,9 @@ def error_body(error: BaseException) -> ErrorResponse:
 
 def error_response(error: BaseException) -> Response:
     """The HTTP answer for an error."""
-    headers = {"retry-after": str(max(1, round(error.retry_after)))} if isinstance(error, EngineOverloaded) else None
+    headers = (
+        {"retry-after": str(max(1, math.ceil(error.retry_after)))} if isinstance(error, EngineOverloaded) else None
+    )
     return _json_response(error_kind(error).status, error_body(error), headers)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from uuid import uuid4
 
 from engine import Activation, EngineStopped, RequestOutput, RequestStream, SamplingParams
-from server.responses import ActivationUsed, Usage, activation_used
+from server.responses import ActivationUsed, AnswerEnd, AnswerHead, Usage, activation_used
 from server.services import Services
 
 
@@ -73,6 +73,21 @@ class Generation:
     def activation(self) -> ActivationUsed:
         """The activation that was used."""
         return activation_used(self._streams[0].activation)
+
+    def head(self, kind: str) -> AnswerHead:
+        """The beginning of the answer, whose `object` is `kind`."""
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": self.created,
+            "model": self._services.model_name,
+            "system_fingerprint": self._services.fingerprint,
+        }
+
+    @property
+    def end(self) -> AnswerEnd:
+        """The end of the answer."""
+        return {"usage": self.usage, "activation": self.activation, "seed": self.seed}
 
     @property
     def usage(self) -> Usage:

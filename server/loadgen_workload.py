@@ -196,11 +196,12 @@ def plan_requests(workload: Workload, vocabulary: Vocabulary, phase: str = "meas
     """
     prefix = vocabulary.text(workload.shared_prefix_tokens, random.Random(f"{workload.seed}/prefix"))
     rng = random.Random(f"{workload.seed}/{phase}")
+    words = random.Random(f"{workload.seed}/{phase}/words")  # of its own: the rest is the same for every tokenizer
     requests = []
     arrival = 0.0
     for mode in workload.mode_mix.assign(workload.num_requests, rng):
         length = workload.prompt_tokens.draw(rng) - vocabulary.base_tokens - workload.shared_prefix_tokens
-        prompt = FIRST_WORD + prefix + vocabulary.text(max(length, 0), rng)
+        prompt = FIRST_WORD + prefix + vocabulary.text(max(length, 0), words)
         requests.append(PlannedRequest(arrival, mode, prompt, workload.output_tokens.draw(rng), rng.getrandbits(31)))
         if math.isfinite(workload.request_rate):
             arrival += rng.expovariate(workload.request_rate)

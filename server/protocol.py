@@ -115,7 +115,7 @@ class GenerationRequest(RequestModel):
     """Divides positive and multiplies negative logits of tokens in prompt or output, in (0, 10]."""
     logit_bias: dict[str, float] = {}
     """Token id (as a string) to a bias in [-100, 100] added to its logit."""
-    stop: StopField = DEFAULTS.stop
+    stop: StopField = ()
     """Up to 16 strings that end the text; the string itself is not returned."""
     stop_token_ids: list[int] = []
     """Up to 64 token ids that end the text."""

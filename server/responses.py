@@ -31,6 +31,24 @@ class Usage(TypedDict):
     prompt_tokens_details: PromptTokensDetails
 
 
+class AnswerHead(TypedDict):
+    """What every answer, and every event of a streamed one, begins with."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class AnswerEnd(TypedDict):
+    """Token counts, and what was used: sent with the same request, it gives the same text."""
+
+    usage: Usage
+    activation: ActivationUsed
+    seed: int
+
+
 class CompletionLogprobs(TypedDict):
     """Log-probabilities in the completion endpoint's form: parallel lists, one entry for each token."""
 
@@ -49,18 +67,10 @@ class CompletionChoice(TypedDict):
     finish_reason: str | None
 
 
-class CompletionResponse(TypedDict):
-    """Answer of `/v1/completions`; streamed, each event holds one with a piece of one choice."""
+class CompletionResponse(AnswerHead, AnswerEnd):
+    """Answer of `/v1/completions`."""
 
-    id: str
-    object: Literal["text_completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[CompletionChoice]
-    usage: Usage
-    activation: ActivationUsed
-    seed: int
 
 
 class TopLogprob(TypedDict):
@@ -101,18 +111,10 @@ class ChatChoice(TypedDict):
     finish_reason: str | None
 
 
-class ChatCompletionResponse(TypedDict):
+class ChatCompletionResponse(AnswerHead, AnswerEnd):
     """Answer of `/v1/chat/completions`."""
 
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    system_fingerprint: str
     choices: list[ChatChoice]
-    usage: Usage
-    activation: ActivationUsed
-    seed: int
 
 
 class ChatDelta(TypedDict):
@@ -123,26 +125,12 @@ class ChatDelta(TypedDict):
 
 
 class ChatChunkChoice(TypedDict):
-    """A piece of one sample."""
+    """A piece of one sample, in a streamed answer."""
 
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
     finish_reason: str | None
-
-
-class ChatCompletionChunk(TypedDict):
-    """One event of a streamed `/v1/chat/completions`. The first and each choice's last one say what was used."""
-
-    id: str
-    object: Literal["chat.completion.chunk"]
-    created: int
-    model: str
-    system_fingerprint: str
-    choices: list[ChatChunkChoice]
-    usage: NotRequired[Usage | None]
-    activation: NotRequired[ActivationUsed]
-    seed: NotRequired[int]
 
 
 class ModelCard(TypedDict):

@@ -40,7 +40,7 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
     app = create_app(engine, settings)
     config = uvicorn.Config(
         app,
-        loop="uvloop",
+        loop="auto",
         http="httptools",
         ws="none",
         log_config=None,  # one configuration for all loggers, above
@@ -49,21 +49,24 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
         backlog=BACKLOG,
         timeout_graceful_shutdown=SLOW_CLIENT_SECONDS,
     )
-    server = DrainingServer(config, app.state.services)
     host, port = listener.getsockname()[:2]
-    progress(f"Serving {app.state.services.model_name} at http://{f'[{host}]' if ':' in host else host}:{port}")
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    services: Services = app.state.services
+    server = DrainingServer(config, services, lambda: progress(f"Serving {services.model_name} at {address}"))
     server.run(sockets=[listener])
 
 
 def _bind(host: str, port: int) -> socket.socket:
     """A bound socket that does not listen yet: clients are refused, and try again, until the model is there."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    listener = socket.socket(family, kind, protocol)
+    listener = None
     try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
-        listener.close()
+        if listener is not None:
+            listener.close()
         raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
     return listener
 
@@ -74,12 +77,23 @@ class DrainingServer(uvicorn.Server):
     uvicorn alone closes its port at once. Here the port stays open while running requests finish: probes see "not
     ready" and "alive", new requests get a 503 that says why. At the timeout the engine is shut down, which ends the
     streams that still run with an error event. A second signal skips the wait.
+
+    Args:
+        config: uvicorn's own.
+        services: Of the application that is served.
+        on_started: Called when clients can connect.
     """
 
-    def __init__(self, config: uvicorn.Config, services: Services) -> None:
+    def __init__(self, config: uvicorn.Config, services: Services, on_started: Callable[[], None]) -> None:
         super().__init__(config)
         self._services = services
+        self._on_started = on_started
         self._deadline: float | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application and listen."""
+        await super().startup(sockets)
+        self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal."""

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 from engine import SampleOutput
 from server.errors import INTERNAL, error_body, error_kind
 from server.generation import Generation
+from server.responses import AnswerHead
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ class EventStream(Response):
         self.status_code = 200
         self.background = None
         self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", "x-request-id": generation.id})
-        del self.headers["content-length"]  # Starlette's, for a body that is there from the start
         self._events = events
         self._generation = generation
 
@@ -64,7 +64,7 @@ async def abort_on_disconnect(receive: Receive, generation: Generation) -> Async
 
 
 async def stream_events(
-    generation: Generation, head: Mapping[str, object], format_choice: FormatChoice, include_usage: bool
+    generation: Generation, head: AnswerHead, format_choice: FormatChoice, include_usage: bool
 ) -> AsyncGenerator[bytes, None]:
     """The events of one answer.
 
@@ -76,7 +76,7 @@ async def stream_events(
     """
     # One event is `begin + choice + end`; the first event and each choice's last one also say what was used.
     used = orjson.dumps({"activation": generation.activation, "seed": generation.seed})
-    begin = b"data: " + orjson.dumps(dict(head))[:-1] + b',"choices":['
+    begin = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
     end = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
     end_with_used = end[:-3] + b"," + used[1:] + b"\n\n"
     first = True

@@ -13,7 +13,11 @@ from engine.step import StepInputs
 
 
 class Backend(ABC):
-    """Kernels of one device, bound to one model's weights and cache."""
+    """Kernels of one device, bound to one model's weights and cache.
+
+    Attributes:
+        has_sparse_ffn: Whether `feed_forward` can skip zeros for the first `step.sparse_rows` rows.
+    """
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, cache: KVCache) -> None:
         self.config = config
@@ -43,6 +47,8 @@ class Backend(ABC):
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Name of the kernel behind each operation, for `siluette info`."""
+
+    has_sparse_ffn = False
 
     def measure_ffn_costs(self) -> FfnCosts | None:
         """Time both paths of RELU rows; None where there is no sparse one."""

@@ -7,9 +7,10 @@ file, so that a truncated or hostile file is an error at once. Block formats are
 
 import math
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 import numpy as np
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from engine.errors import ModelLoadError
 
 MetadataValue: TypeAlias = int | float | bool | str | list[int] | list[float] | list[bool] | list[str]
+T = TypeVar("T")
 
 MAGIC: Final = b"GGUF"
 VERSIONS: Final = (2, 3)
@@ -27,6 +29,70 @@ MAX_DIMENSIONS: Final = 4
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING: Final = 8
 _ARRAY: Final = 9
+
+
+class GgufMetadata(Mapping[str, MetadataValue]):
+    """Metadata by key, with typed access. Each typed getter raises `ModelLoadError` if the value has another type.
+
+    Args:
+        values: Key to value; arrays are lists.
+        path: The file, for error messages.
+    """
+
+    def __init__(self, values: Mapping[str, MetadataValue], path: Path) -> None:
+        self._values = values
+        self._path = path
+
+    def __getitem__(self, key: str) -> MetadataValue:
+        return self._values[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def string(self, key: str) -> str | None:
+        """The string under `key`, None if the file has no such key."""
+        return self._typed(key, str, "a string")
+
+    def integer(self, key: str) -> int | None:
+        """The integer under `key`, None if the file has no such key."""
+        return self._typed(key, int, "an integer")
+
+    def boolean(self, key: str, default: bool) -> bool:
+        """The truth value under `key`, `default` if the file has no such key."""
+        value = self._typed(key, bool, "a boolean")
+        return default if value is None else value
+
+    def strings(self, key: str) -> list[str]:
+        """The list of strings under `key`, which the file must have."""
+        return self._list(key, str, "strings")
+
+    def integers(self, key: str) -> list[int]:
+        """The list of integers under `key`, which the file must have."""
+        return self._list(key, int, "integers")
+
+    def floats(self, key: str) -> list[float]:
+        """The list of floats under `key`, which the file must have."""
+        return self._list(key, float, "floats")
+
+    def _typed(self, key: str, kind: type[T], name: str) -> T | None:
+        value = self._values.get(key)
+        if value is None:
+            return None
+        if type(value) is not kind:  # exact: a bool is no integer here
+            raise ModelLoadError(f"{self._path}: {key} must be {name}")
+        return value
+
+    def _list(self, key: str, kind: type[T], name: str) -> list[T]:
+        value = self._values.get(key)
+        if not isinstance(value, list):
+            raise ModelLoadError(f"{self._path}: {key} is missing or no array")
+        items: list[T] = [item for item in value if type(item) is kind]
+        if len(items) != len(value):
+            raise ModelLoadError(f"{self._path}: {key} must be an array of {name}")
+        return items
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +116,7 @@ class GgufFile:
 
     Attributes:
         path: Where it lies.
-        metadata: Key to value; arrays are lists.
+        metadata: Key to value.
         tensors: Name to tensor, in the order of the file.
 
     Raises:
@@ -67,7 +133,7 @@ class GgufFile:
         self._offset = 0
         try:
             num_tensors, num_keys = self._read_preamble()
-            self.metadata = dict(self._read_key_value() for _ in range(num_keys))
+            self.metadata = GgufMetadata(dict(self._read_key_value() for _ in range(num_keys)), path)
             infos = [self._read_tensor_info() for _ in range(num_tensors)]
             self.tensors = {tensor.name: tensor for tensor in self._map_tensors(infos)}
         except (struct.error, ValueError, IndexError) as error:

@@ -29,7 +29,7 @@ async def test_running_streams_finish_and_new_requests_are_refused(tmp_path: Pat
     server = start_server(tmp_path / "log.txt", "--shutdown-timeout", "600")
     async with httpx.AsyncClient(base_url=server.url, timeout=None) as http:
         started = asyncio.Event()
-        stream = asyncio.create_task(read_stream(http, 300, started))
+        stream = asyncio.create_task(read_stream(http, 150, started))
         await started.wait()
         server.process.send_signal(signal.SIGTERM)
         while (await http.get("/health/ready")).status_code == 200:

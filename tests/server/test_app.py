@@ -7,11 +7,14 @@ import pytest
 
 from engine import AsyncEngine
 from server.app import create_app
-from server.protocol import ChatCompletionRequest, CompletionRequest
+from server.protocol import ChatCompletionRequest, CompletionRequest, GenerationRequest
 from server.settings import ServerSettings
 from tests.server.conftest import client_of
 
-ENDPOINTS = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}
+ENDPOINTS: dict[str, type[GenerationRequest]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatCompletionRequest,
+}
 
 
 @pytest.fixture

@@ -32,17 +32,24 @@ def as_array(tensor: Tensor) -> Array:
     return array
 
 
+def _in_columns(weight: Tensor) -> Tensor:
+    """The same matrix, laid out in memory column by column."""
+    return weight.t().contiguous().t()
+
+
 class _Layer:
-    """One layer's weights as the kernels want them."""
+    """One layer's weights as the kernels want them; where that is another layout, the given weights are replaced by it."""
 
     def __init__(self, weights: LayerWeights, config: DecoderConfig, linear: Callable[..., InvariantLinear]) -> None:
         # Transposed weights keep more row counts in one class, see `invariant_sizes`; `up` and `down` must stay
         # neuron-major.
         transpose_gate = weights.gate.dtype is torch.float32
-        self.qkv = linear(weights.qkv.t().contiguous(), weights.qkv_bias, transposed=True)
-        self.o = linear(weights.o.t().contiguous(), weights.o_bias, transposed=True)
-        gate = weights.gate.t().contiguous() if transpose_gate else weights.gate
-        self.gate = linear(gate, transposed=transpose_gate)
+        weights.qkv, weights.o = _in_columns(weights.qkv), _in_columns(weights.o)
+        self.qkv = linear(weights.qkv.t(), weights.qkv_bias, transposed=True)
+        self.o = linear(weights.o.t(), weights.o_bias, transposed=True)
+        if transpose_gate:
+            weights.gate = _in_columns(weights.gate)
+        self.gate = linear(weights.gate.t() if transpose_gate else weights.gate, transposed=transpose_gate)
         self.up = linear(weights.up)
         self.down = linear(weights.down, transposed=True)
         self.up_array, self.down_array = as_array(weights.up), as_array(weights.down)
@@ -61,13 +68,14 @@ class CpuBackend(Backend):
         UnsupportedArchitecture: A width is no multiple of 16.
     """
 
+    has_sparse_ffn = True
+
     def __init__(
         self,
         config: DecoderConfig,
         weights: DecoderWeights,
         cache: KVCache,
         *,
-        max_rows: int,
         deterministic: bool = True,
     ) -> None:
         super().__init__(config, weights, cache)
@@ -78,19 +86,19 @@ class CpuBackend(Backend):
                     "the reference backend runs it"
                 )
 
-        def linear(weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False) -> InvariantLinear:
+        def linear(
+            weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False, max_rows: int = LADDER[-1]
+        ) -> InvariantLinear:
             if not deterministic:
                 return InvariantLinear(weight, bias, transposed=transposed)
-            shape = tuple(weight.shape[::-1]) if transposed else tuple(weight.shape)
-            rows = min(max_rows, LADDER[-1]) if shape[0] <= 8 * shape[1] else 64  # the head sees sampled rows only
-            sizes = invariant_sizes(shape[0], shape[1], weight.dtype, transposed, rows)
+            out_features, in_features = weight.shape[::-1] if transposed else weight.shape
+            sizes = invariant_sizes(out_features, in_features, weight.dtype, transposed=transposed, max_rows=max_rows)
             return InvariantLinear(weight, bias, transposed=transposed, sizes=sizes)
 
         self._layers = [_Layer(layer, config, linear) for layer in weights.layers]
-        self._head = linear(weights.lm_head)
+        self._head = linear(weights.lm_head, max_rows=64)  # sees sampled rows only
         self._keys, self._values = as_array(cache.keys), as_array(cache.values)
         self._eps, self._scale = np.float32(config.norm_eps), np.float32(1 / math.sqrt(config.head_dim))
-        self._no_angles = np.empty((0, 0), np.float32)
 
     def begin(self, step: StepInputs) -> None:
         """Views of the step's tensors, shared by all layers."""

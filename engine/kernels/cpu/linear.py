@@ -66,18 +66,21 @@ def tile_rows(rows: int, sizes: tuple[int, ...]) -> tuple[int, ...]:
     A product costs about as much as reading its weight, which many processors do in the time of 16 rows of arithmetic,
     plus its rows.
     """
-    fitting = next((size for size in sizes if size >= rows), None)
-    cuts = [(size, *tile_rows(rows - size, sizes)) for size in sizes if size < rows and 4 * size > min(rows, sizes[-1])]
-    return min([*cuts, *([(fitting,)] if fitting else [])], key=_cost) if cuts or fitting else ()
+    largest = sizes[-1]
+    if rows > 2 * largest:
+        whole = rows // largest - 1
+        return (largest,) * whole + tile_rows(rows - whole * largest, sizes)
+    cuts = [(size, *tile_rows(rows - size, sizes)) for size in sizes if size < rows and 4 * size > min(rows, largest)]
+    fitting = [(size,) for size in sizes if size >= rows][:1]
+    return min([*cuts, *fitting], key=_cost)
 
 
 def _cost(tiles: tuple[int, ...]) -> int:
     return sum(WEIGHT_READ_ROWS + size for size in tiles)
 
 
-@lru_cache(maxsize=256)
 def invariant_sizes(
-    out_features: int, in_features: int, dtype: torch.dtype, transposed: bool = False, max_rows: int = LADDER[-1]
+    out_features: int, in_features: int, dtype: torch.dtype, *, transposed: bool = False, max_rows: int = LADDER[-1]
 ) -> tuple[int, ...]:
     """Row counts at which products of this shape, type and layout give bit-identical rows.
 
@@ -89,15 +92,21 @@ def invariant_sizes(
         in_features: Of the weight.
         dtype: Of weight and input.
         transposed: Layout of the weight, as in `InvariantLinear`.
-        max_rows: Row counts beyond the first one that reaches this are not tried.
+        max_rows: Row counts beyond this are not tried.
 
     Returns:
-        Row counts in rising order. The choice depends on arithmetic only, never on timing, so that it is the same at
-        each start on the same machine.
+        Row counts in rising order. The choice depends on arithmetic and the number of threads only, never on timing, so
+        that it is the same at each start on the same machine.
     """
-    reached = next((size for size in LADDER if size >= max_rows), LADDER[-1])
-    ladder = [size for size in LADDER if size <= reached]
-    x, weight = _cancelling_operands(reached, out_features, in_features, dtype)
+    return _invariant_sizes(out_features, in_features, dtype, transposed, max_rows, torch.get_num_threads())
+
+
+@lru_cache(maxsize=256)
+def _invariant_sizes(
+    out_features: int, in_features: int, dtype: torch.dtype, transposed: bool, max_rows: int, threads: int
+) -> tuple[int, ...]:
+    ladder = [size for size in LADDER if size <= max_rows]
+    x, weight = _cancelling_operands(ladder[-1], out_features, in_features, dtype)
     linear = InvariantLinear(weight.t().contiguous() if transposed else weight, transposed=transposed)
     results: dict[int, Tensor] = {}
     for size in ladder:
@@ -120,14 +129,18 @@ def invariant_sizes(
 def _cancelling_operands(rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     half = in_features // 2
-    x = torch.zeros(rows, in_features)
-    weight = torch.zeros(out_features, in_features)
-    x[:, :half] = torch.randn(rows, half, generator=generator)
-    x[:, half : 2 * half] = -x[:, :half]
-    weight[:, :half] = torch.randn(out_features, half, generator=generator)
-    weight[:, half : 2 * half] = weight[:, :half]
     shuffled = torch.randperm(in_features, generator=generator)
-    return x[:, shuffled].to(dtype), weight[:, shuffled].to(dtype)
+
+    def paired(count: int, sign: int) -> Tensor:
+        values = torch.zeros(count, in_features)
+        values[:, :half] = torch.randn(count, half, generator=generator)
+        values[:, half : 2 * half] = sign * values[:, :half]
+        return values[:, shuffled].to(dtype)
+
+    weight = torch.empty(out_features, in_features, dtype=dtype)
+    for part in weight.split(4096):  # a vocabulary in float32 would be a lot of memory
+        part.copy_(paired(len(part), 1))
+    return paired(rows, -1), weight
 
 
 def _padding_cost(sizes: Iterable[int]) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Q
-from gguf import GGUFReader
+from gguf import GGUFReader, GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -67,6 +67,77 @@ def test_contents_of_the_default_model_equal_those_that_the_gguf_package_reads()
     assert_same_contents(default_model())
 
 
+def test_typed_access_to_metadata(tiny):
+    metadata = GgufFile(tiny).metadata
+    assert metadata.string("test.text") == "żółć 🙂"
+    assert metadata.integer("llama.block_count") == 3
+    assert metadata.boolean("test.flag", False) is True
+    assert metadata.strings("tokenizer.ggml.tokens")[3:5] == ["t3", "t4"]
+    assert metadata.integers("test.ints") == [1, -2, 3]
+    assert metadata.floats("test.floats") == [0.5, -1.25]
+
+
+def test_typed_access_to_a_missing_key_gives_the_default(tiny):
+    metadata = GgufFile(tiny).metadata
+    assert metadata.string("test.missing") is None
+    assert metadata.integer("test.missing") is None
+    assert metadata.boolean("test.missing", True) is True
+    assert metadata.boolean("test.missing", False) is False
+
+
+@pytest.mark.parametrize(
+    ("getter", "key", "message"),
+    [
+        ("string", "test.flag", r"tiny\.gguf: test\.flag must be a string"),
+        ("integer", "test.flag", r"tiny\.gguf: test\.flag must be an integer"),
+        ("integer", "test.float", r"test\.float must be an integer"),
+        ("integers", "test.flags", r"test\.flags must be an array of integers"),
+        ("strings", "test.ints", r"test\.ints must be an array of strings"),
+        ("floats", "test.ints", r"test\.ints must be an array of floats"),
+        ("integers", "test.text", r"test\.text is missing or no array"),
+        ("strings", "test.missing", r"test\.missing is missing or no array"),
+    ],
+)
+def test_typed_access_refuses_another_type_by_key(getter, key, message, tiny):
+    metadata = GgufFile(tiny).metadata
+    with pytest.raises(ModelLoadError, match=message):
+        getattr(metadata, getter)(key)
+
+
+def test_integers_of_every_width_are_read(tmp_path):
+    writer = GGUFWriter(tmp_path / "widths.gguf", "llama")
+    writer.add_uint8("uint8", 200)
+    writer.add_int8("int8", -100)
+    writer.add_uint16("uint16", 60_000)
+    writer.add_int16("int16", -300)
+    writer.add_int32("int32", -(2**31))
+    writer.add_uint64("uint64", 2**63)
+    writer.add_int64("int64", -(2**63))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+
+    metadata = dict(GgufFile(tmp_path / "widths.gguf").metadata)
+
+    del metadata["general.architecture"]
+    assert metadata == {
+        "uint8": 200,
+        "int8": -100,
+        "uint16": 60_000,
+        "int16": -300,
+        "int32": -(2**31),
+        "uint64": 2**63,
+        "int64": -(2**63),
+    }
+
+
+def test_a_missing_or_empty_file_is_refused_by_name(tmp_path):
+    (tmp_path / "empty.gguf").touch()
+    for name in ("missing.gguf", "empty.gguf"):
+        with pytest.raises(ModelLoadError, match=name):
+            GgufFile(tmp_path / name)
+
+
 def test_every_truncation_is_an_error(tiny, tmp_path):
     content = tiny.read_bytes()
     lengths = random.Random(0).sample(range(header_size(tiny)), 300)
@@ -104,6 +175,8 @@ def test_damage_is_an_error_or_leaves_every_tensor_inside_the_file(tiny, tmp_pat
         (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**63), "truncated or corrupt"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 0, 2**62), "truncated or corrupt"),
         (b"GGUF" + struct.pack("<IQQQ1sIIQ", 3, 0, 1, 1, b"k", 9, 8, 2**62), "truncated or corrupt"),
+        (b"GGUF" + struct.pack("<IQQQ1sIQ", 3, 0, 1, 1, b"k", 8, 2**63), "truncated or corrupt"),
+        (b"GGUF" + struct.pack("<IQQQ1sIIQIQ", 3, 0, 1, 1, b"k", 9, 9, 1, 4, 0), "unknown metadata type 9 of array"),
         (b"GGUF" + struct.pack("<IQQQ1sI", 3, 0, 1, 1, b"k", 77), "unknown metadata type 77"),
         (b"GGUF" + struct.pack("<IQQQ1sIQI", 3, 1, 0, 1, b"t", 1, 32, 999), "999"),
         (b"GGUF" + struct.pack("<IQQQ1sII", 3, 1, 0, 1, b"t", 99, 0), "'t' has 99 dimensions"),

@@ -1,0 +1,314 @@
+"""Rotary embedding with cache write, and paged attention, against plain PyTorch."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
+from engine.kernels.cpu.backend import as_array
+from engine.kv_cache import BLOCK_SIZE, blocks_for
+from tests.engine.kernels.threads import numba_threads
+from tests.engine.steps import blocks_of
+
+DTYPES = [torch.float32, torch.bfloat16]
+POSITIONS = [0, 15, 16, 17, 31, 100]
+KV_HEADS = 2
+
+
+@dataclass
+class Problem:
+    """Sequences whose last tokens attend; cache slots that none of them has written hold NaN."""
+
+    queries: Tensor  # [rows, num_heads, head_dim], scaled
+    lines: list[int]  # each row's sequence
+    positions: list[int]  # each row's position
+    contexts: list[tuple[Tensor, Tensor]]  # keys and values of each sequence [length, kv_heads, head_dim]
+    keys: Tensor
+    values: Tensor
+    tables: Tensor
+
+    @classmethod
+    def make(
+        cls, rows: Sequence[tuple[int, int]], *, group: int = 2, head_dim: int = 32, dtype: torch.dtype = torch.float32
+    ) -> "Problem":
+        """Rows are (sequence, position); a sequence is as long as its last row says."""
+        generator = torch.Generator().manual_seed(group)
+        lengths: dict[int, int] = {}
+        for line, position in rows:
+            lengths[line] = max(lengths.get(line, 0), position + 1)
+        count, width = len(lengths), max(map(blocks_for, lengths.values()))
+        keys = torch.full((count * width, KV_HEADS, head_dim, BLOCK_SIZE), torch.nan, dtype=dtype)
+        values = torch.full((count * width, KV_HEADS, BLOCK_SIZE, head_dim), torch.nan, dtype=dtype)
+        tables = torch.zeros(count, width, dtype=torch.int32)
+        contexts = []
+        for line in range(count):
+            k, v = torch.randn(2, lengths[line], KV_HEADS, head_dim, generator=generator).to(dtype)
+            blocks = blocks_of(line, lengths[line], count)
+            tables[line, : len(blocks)] = torch.tensor(blocks)
+            for position in range(lengths[line]):
+                block, offset = blocks[position // BLOCK_SIZE], position % BLOCK_SIZE
+                keys[block, :, :, offset], values[block, :, offset, :] = k[position], v[position]
+            contexts.append((k, v))
+        queries = torch.randn(len(rows), KV_HEADS * group, head_dim, generator=generator) / math.sqrt(head_dim) * 2
+        lines, positions = [line for line, _ in rows], [position for _, position in rows]
+        return cls(queries, lines, positions, contexts, keys, values, tables)
+
+    def run(self, window: int = 0, rows: Sequence[int] | None = None, out: torch.dtype = torch.float32) -> Tensor:
+        """The kernel's answer for some of the rows, all by default."""
+        chosen = list(range(len(self.lines)) if rows is None else rows)
+        result = torch.full((len(chosen), self.queries[0].numel()), torch.nan, dtype=out)
+        paged_attention(
+            self.queries[chosen].numpy(),
+            as_array(self.keys),
+            as_array(self.values),
+            self.tables.numpy(),
+            np.array([self.lines[row] for row in chosen], np.int32),
+            np.array([self.positions[row] for row in chosen], np.int64),
+            window,
+            as_array(result),
+        )
+        return result
+
+    def expected(self, window: int = 0) -> Tensor:
+        """PyTorch's attention in float64, row by row."""
+        return torch.stack([self._expected_row(row, window) for row in range(len(self.lines))])
+
+    def _expected_row(self, row: int, window: int) -> Tensor:
+        end = self.positions[row] + 1
+        first = max(0, end - window) if window else 0
+        k, v = (part[first:end].double().transpose(0, 1)[None] for part in self.contexts[self.lines[row]])
+        q = self.queries[row].double()[None, :, None, :]
+        return functional.scaled_dot_product_attention(q, k, v, scale=1.0, enable_gqa=True).flatten()
+
+
+ONE_ROW_EACH = list(enumerate(POSITIONS))
+PROMPT_AND_DECODE = [*((0, position) for position in range(14, 35)), (1, 100), (2, 0)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 1, 8, 16, 17, 1000])
+@pytest.mark.parametrize("group", [1, 2, 3, 4])
+def test_attention_equals_pytorch(group: int, window: int, dtype: torch.dtype) -> None:
+    problem = Problem.make(ONE_ROW_EACH, group=group, dtype=dtype)
+
+    torch.testing.assert_close(problem.run(window).double(), problem.expected(window), rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("head_dim", [16, 64, 80, 128])
+def test_a_prompt_beside_decoding_rows(head_dim: int, window: int, dtype: torch.dtype) -> None:
+    """A row of a prompt must not see the tokens after it, which are in the cache already."""
+    problem = Problem.make(PROMPT_AND_DECODE, head_dim=head_dim, dtype=dtype)
+
+    torch.testing.assert_close(problem.run(window).double(), problem.expected(window), rtol=1e-5, atol=2e-6)
+
+
+def test_the_output_is_rounded_to_bfloat16() -> None:
+    problem = Problem.make(ONE_ROW_EACH, dtype=torch.bfloat16)
+
+    assert torch.equal(problem.run(out=torch.bfloat16), problem.run().bfloat16())
+
+
+@pytest.mark.parametrize("garbage", [torch.nan, torch.inf, -3e38])
+@pytest.mark.parametrize("window", [0, 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_unused_slots_do_not_leak(dtype: torch.dtype, window: int, garbage: float) -> None:
+    problem = Problem.make(ONE_ROW_EACH, dtype=dtype)
+    expected = problem.run(window)
+
+    for cache in (problem.keys, problem.values):
+        unused = cache.isnan()
+        assert unused.any()
+        cache[unused] = garbage
+
+    assert expected.isfinite().all()
+    assert torch.equal(problem.run(window), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, 8])
+def test_a_row_is_bit_identical_alone_and_in_a_batch(window: int, dtype: torch.dtype) -> None:
+    problem = Problem.make(PROMPT_AND_DECODE, group=3, dtype=dtype)
+    together = problem.run(window)
+
+    for row in range(len(PROMPT_AND_DECODE)):
+        assert torch.equal(problem.run(window, [row])[0], together[row])
+    assert torch.equal(problem.run(window, [5, 1, 22, 9]), together[[5, 1, 22, 9]])
+
+
+def test_later_tokens_do_not_change_a_row() -> None:
+    short, long = Problem.make([(0, 17)]), Problem.make([(0, 17), (0, 40)])
+    long.queries[0] = short.queries[0]
+    k, v = short.contexts[0]
+    for position in range(18):
+        block, offset = int(long.tables[0, position // BLOCK_SIZE]), position % BLOCK_SIZE
+        long.keys[block, :, :, offset], long.values[block, :, offset, :] = k[position], v[position]
+
+    assert torch.equal(long.run()[0], short.run()[0])
+
+
+def test_threads_do_not_change_the_bits_of_attention() -> None:
+    problem = Problem.make(PROMPT_AND_DECODE)
+    with numba_threads(1):
+        one = problem.run()
+    with numba_threads(2):
+        two = problem.run()
+
+    assert torch.equal(one, two)
+
+
+def test_large_scores_do_not_overflow() -> None:
+    problem = Problem.make(ONE_ROW_EACH)
+    problem.queries *= 1000
+
+    torch.testing.assert_close(problem.run().double(), problem.expected(), rtol=1e-3, atol=1e-3)
+
+
+# Rotary embedding and cache write
+
+HEADS, HEAD_DIM = 4, 32
+SLOTS = [16 * 3 + 15, 0, 16 * 2, 16 * 3 + 14]
+
+
+@dataclass
+class Rotated:
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+
+
+def rotate(
+    qkv: Tensor, angles: Tensor, norms: tuple[Tensor, Tensor] | None = None, scale: float = 1.0
+) -> Rotated:
+    """Run the kernel into a cache of NaNs; angles are [rows, 0] for a layer without rotation."""
+    rows = qkv.shape[0]
+    queries = torch.full((rows, HEADS, HEAD_DIM), torch.nan)
+    keys = torch.full((4, KV_HEADS, HEAD_DIM, BLOCK_SIZE), torch.nan, dtype=qkv.dtype)
+    values = torch.full((4, KV_HEADS, BLOCK_SIZE, HEAD_DIM), torch.nan, dtype=qkv.dtype)
+    none = torch.empty(0)
+    q_norm, k_norm = norms or (none, none)
+    rotate_and_cache(
+        as_array(qkv),
+        angles.cos().numpy(),
+        angles.sin().numpy(),
+        q_norm.numpy(),
+        k_norm.numpy(),
+        np.float32(1e-5),
+        np.float32(scale),
+        np.array(SLOTS[:rows], np.int64),
+        queries.numpy(),
+        as_array(keys),
+        as_array(values),
+    )
+    return Rotated(queries, keys, values)
+
+
+def fused(dtype: torch.dtype, rows: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A fused projection [rows, (heads + 2 * kv_heads) * head_dim] and its three parts by head."""
+    qkv = torch.randn(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
+    q, k, v = qkv.unflatten(1, (-1, HEAD_DIM)).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    return qkv, q, k, v
+
+
+def turned(heads: Tensor, angles: Tensor) -> Tensor:
+    """Each pair (d, d + half) is a complex number, and the rotation a product."""
+    first, second = heads.double().chunk(2, dim=-1)
+    product = torch.complex(first, second) * torch.exp(1j * angles.double())[:, None, :]
+    return torch.cat((product.real, product.imag), dim=-1)
+
+
+def cached(result: Rotated, rows: int = 4) -> tuple[Tensor, Tensor]:
+    """Keys and values [rows, kv_heads, head_dim] at the rows' slots."""
+    keys = [result.keys[slot // BLOCK_SIZE, :, :, slot % BLOCK_SIZE] for slot in SLOTS[:rows]]
+    values = [result.values[slot // BLOCK_SIZE, :, slot % BLOCK_SIZE, :] for slot in SLOTS[:rows]]
+    return torch.stack(keys), torch.stack(values)
+
+
+def angles_of(rows: int = 4) -> Tensor:
+    return torch.randn(rows, HEAD_DIM // 2, generator=torch.Generator().manual_seed(1)) * 50
+
+
+def no_angles(rows: int = 4) -> Tensor:
+    return torch.empty(rows, 0)
+
+
+def assert_rounded(found: Tensor, exact: Tensor) -> None:
+    rounding = 2.0**-8 if found.dtype is torch.bfloat16 else 0.0
+    torch.testing.assert_close(found.double(), exact.double(), rtol=rounding, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_queries_are_rotated_and_scaled_and_keys_rotated_into_their_slots(dtype: torch.dtype) -> None:
+    qkv, q, k, v = fused(dtype)
+
+    result = rotate(qkv, angles_of(), scale=0.25)
+
+    keys, values = cached(result)
+    torch.testing.assert_close(result.queries.double(), 0.25 * turned(q, angles_of()), rtol=0, atol=2e-6)
+    assert_rounded(keys, turned(k, angles_of()))
+    assert torch.equal(values, v)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_layer_without_rotation(dtype: torch.dtype) -> None:
+    qkv, q, k, v = fused(dtype)
+
+    result = rotate(qkv, no_angles())
+
+    assert torch.equal(result.queries, q.float())
+    keys, values = cached(result)
+    assert torch.equal(keys, k)
+    assert torch.equal(values, v)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("angles", [angles_of(), no_angles()], ids=["rope", "no-rope"])
+def test_norms_of_heads_come_before_the_rotation(angles: Tensor, dtype: torch.dtype) -> None:
+    qkv, q, k, v = fused(dtype)
+    norms = torch.rand(2, HEAD_DIM, generator=torch.Generator().manual_seed(2)) + 0.5
+    q_normed, k_normed = (
+        functional.rms_norm(part.double(), (HEAD_DIM,), norm.double(), 1e-5)
+        for part, norm in zip((q, k), norms, strict=True)
+    )
+    if angles.numel():
+        q_normed, k_normed = turned(q_normed, angles), turned(k_normed, angles)
+
+    result = rotate(qkv, angles, (norms[0], norms[1]))
+
+    keys, values = cached(result)
+    torch.testing.assert_close(result.queries.double(), q_normed, rtol=0, atol=4e-6)
+    assert_rounded(keys, k_normed)
+    assert torch.equal(values, v)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_other_slot_is_touched(dtype: torch.dtype) -> None:
+    result = rotate(fused(dtype)[0], angles_of())
+
+    for slot in SLOTS:
+        result.keys[slot // BLOCK_SIZE, :, :, slot % BLOCK_SIZE] = torch.nan
+        result.values[slot // BLOCK_SIZE, :, slot % BLOCK_SIZE, :] = torch.nan
+
+    assert result.keys.isnan().all()
+    assert result.values.isnan().all()
+
+
+def test_rotation_is_bit_identical_alone_and_in_a_batch_and_on_any_number_of_threads() -> None:
+    qkv, *_ = fused(torch.float32)
+    with numba_threads(1):
+        alone = rotate(qkv[:1], angles_of()[:1])
+        one = rotate(qkv, angles_of())
+    with numba_threads(2):
+        two = rotate(qkv, angles_of())
+
+    assert torch.equal(alone.queries, one.queries[:1])
+    assert torch.equal(cached(alone, 1)[0], cached(one, 1)[0])
+    assert torch.equal(one.queries, two.queries)
+    assert torch.equal(cached(one)[0], cached(two)[0])

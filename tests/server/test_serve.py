@@ -1,0 +1,87 @@
+"""How the server leaves: the first signal drains, the second one skips the wait."""
+
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from engine import AsyncEngine, EngineConfig
+from server.app import create_app
+from server.serve import DrainingServer, serve
+from server.services import Services
+from server.settings import ServerSettings
+from tests.server.conftest import tiny_config
+
+
+class Leaving:
+    """A server whose signals and ticks a test gives by hand."""
+
+    def __init__(self, services: Services, server: DrainingServer) -> None:
+        self.services = services
+        self._server = server
+
+    def signal(self) -> None:
+        self._server.handle_exit(signal.SIGTERM, None)
+
+    async def ends(self) -> bool:
+        return await self._server.on_tick(1)
+
+
+@pytest.fixture(params=[600.0])
+async def leaving(tiny_model: Path, request: pytest.FixtureRequest) -> AsyncIterator[Leaving]:
+    engine = AsyncEngine(tiny_config(tiny_model))
+    app = create_app(engine, ServerSettings(shutdown_timeout=request.param))
+    async with app.router.lifespan_context(app):
+        services: Services = app.state.services
+        yield Leaving(services, DrainingServer(uvicorn.Config(app), services, lambda: None))
+
+
+async def test_without_a_signal_it_goes_on(leaving: Leaving) -> None:
+    assert not await leaving.ends()
+    assert leaving.services.engine.alive
+
+
+async def test_an_idle_server_ends_at_once(leaving: Leaving) -> None:
+    leaving.signal()
+
+    assert leaving.services.lifecycle.draining
+    assert await leaving.ends()
+    assert not leaving.services.engine.alive
+
+
+async def test_a_busy_server_waits_for_what_runs(leaving: Leaving) -> None:
+    leaving.services.lifecycle.begin()
+    leaving.signal()
+    assert not await leaving.ends()
+    assert leaving.services.engine.alive
+
+    leaving.services.lifecycle.end()
+    assert await leaving.ends()
+
+
+async def test_a_second_signal_skips_the_wait(leaving: Leaving) -> None:
+    leaving.services.lifecycle.begin()
+    leaving.signal()
+    leaving.signal()
+
+    assert await leaving.ends()
+    assert not leaving.services.engine.alive
+
+
+@pytest.mark.parametrize("leaving", [0.0], indirect=True)
+async def test_the_timeout_ends_the_wait(leaving: Leaving) -> None:
+    leaving.services.lifecycle.begin()
+    leaving.signal()
+
+    assert await leaving.ends()
+    assert not leaving.services.engine.alive
+
+
+def test_an_address_in_use_is_named_before_anything_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
+            serve(EngineConfig(model="/no/such/model"), ServerSettings(port=port))
