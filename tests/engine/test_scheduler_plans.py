@@ -1,13 +1,11 @@
 """Thousands of random workloads: whatever comes, every plan is sound and every sequence gets all its tokens."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.activation import Scope
+from engine.activation import Activation, Scope
 from engine.kv_cache import blocks_for
 from engine.request import Sequence
 from tests.engine.simulation import RELU, RELU_DECODE, SILU, Simulation, make_sequences, stochastic
@@ -30,10 +28,17 @@ LENGTHS = st.one_of(st.integers(1, 80), st.sampled_from([15, 16, 17, 31, 32, 33,
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that comes after `step` steps; `leaves` of its samples are aborted that many steps later."""
+    """A request.
+
+    Attributes:
+        step: When it comes.
+        text: Its prompt is the beginning of this one of `TEXTS`; None: of all that some earlier sequence has said, as in
+            the next turn of a conversation.
+        patience: Steps after which it is aborted if it is not finished; None waits for ever.
+    """
 
     step: int
-    text: int
+    text: int | None
     length: int
     activation: int
     n: int
@@ -43,30 +48,36 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Workload:
+    """Requests, and the engine they come to.
+
+    Attributes:
+        activations: What the requests choose from; few, so that many are alike.
+        failures: Steps that are planned and not carried out.
+    """
+
     arrivals: list[Arrival]
+    activations: list[Activation]
     spare_blocks: int
     max_num_seqs: int
     spare_budget: int
     prefix_caching: bool
-    failures: set[int]  # steps that are planned and not carried out
+    failures: set[int]
 
 
+ARRIVALS = st.builds(
+    Arrival,
+    step=st.integers(0, 30),
+    text=st.one_of(st.none(), st.integers(0, len(TEXTS) - 1)),
+    length=LENGTHS,
+    activation=st.integers(0, 2),
+    n=st.sampled_from([1, 1, 1, 2, 3]),
+    max_tokens=st.integers(1, 40),
+    patience=st.one_of(st.none(), st.none(), st.integers(0, 20)),
+)
 WORKLOADS = st.builds(
     Workload,
-    arrivals=st.lists(
-        st.builds(
-            Arrival,
-            step=st.integers(0, 30),
-            text=st.integers(0, len(TEXTS) - 1),
-            length=LENGTHS,
-            activation=st.integers(0, len(ACTIVATIONS) - 1),
-            n=st.sampled_from([1, 1, 1, 2, 3]),
-            max_tokens=st.integers(1, 40),
-            patience=st.one_of(st.none(), st.none(), st.integers(0, 20)),
-        ),
-        min_size=1,
-        max_size=8,
-    ),
+    arrivals=st.lists(ARRIVALS, min_size=1, max_size=8),
+    activations=st.lists(st.sampled_from(ACTIVATIONS), min_size=1, max_size=3),
     spare_blocks=st.integers(0, 12),
     max_num_seqs=st.integers(1, 6),
     spare_budget=st.sampled_from([0, 1, 7, 16, 40, 100]),
@@ -75,49 +86,47 @@ WORKLOADS = st.builds(
 )
 
 
-def simulation_of(workload: Workload) -> Simulation:
+def play(workload: Workload) -> Simulation:
+    """Let requests come and go at their times, then let the rest finish. The simulation checks every step."""
     longest = max(arrival.length + arrival.max_tokens for arrival in workload.arrivals)
-    return Simulation(
+    simulation = Simulation(
         num_blocks=blocks_for(longest) + workload.spare_blocks,
         max_num_seqs=workload.max_num_seqs,
         budget=workload.max_num_seqs + workload.spare_budget,
         prefix_caching=workload.prefix_caching,
     )
-
-
-def play(simulation: Simulation, workload: Workload) -> None:
-    """Let requests come and go at their times, then let the rest finish. The simulation checks every step."""
-    events: list[tuple[int, Callable[..., None], list[Sequence]]] = []
-    for arrival in workload.arrivals:
-        prompt = TEXTS[arrival.text][: arrival.length]
-        sequences = make_sequences(prompt, ACTIVATIONS[arrival.activation], arrival.max_tokens, arrival.n)
-        events.append((arrival.step, simulation.add, sequences))
-        if arrival.patience is not None:
-            events.append((arrival.step + arrival.patience, partial(abort, simulation), sequences))
-    events.sort(key=lambda event: event[0])
-    for now in range(events[-1][0] + 1):
-        for when, happens, sequences in events:
-            if when == now:
-                happens(*sequences)
+    samples: dict[int, list[Sequence]] = {}  # of each arrival, by its number
+    for now in range(52):  # the last request comes at step 30 and has patience for 20
+        for number, arrival in enumerate(workload.arrivals):
+            if arrival.step == now:
+                activation = workload.activations[arrival.activation % len(workload.activations)]
+                prompt = prompt_of(arrival, simulation.arrived)
+                samples[number] = make_sequences(prompt, activation, arrival.max_tokens, arrival.n)
+                simulation.add(*samples[number])
+            if arrival.patience is not None and arrival.step + arrival.patience == now:
+                for sequence in samples[number]:
+                    if sequence not in simulation.gone:
+                        simulation.finish(sequence)
         if simulation.scheduler.has_work:
             simulation.step(fails=now in workload.failures)
     simulation.run()
+    return simulation
 
 
-def abort(simulation: Simulation, *sequences: Sequence) -> None:
-    for sequence in sequences:
-        if sequence not in simulation.gone:
-            simulation.finish(sequence)
+def prompt_of(arrival: Arrival, earlier: list[Sequence]) -> list[int]:
+    if arrival.text is not None:
+        return TEXTS[arrival.text][: arrival.length]
+    said = earlier[arrival.length % len(earlier)].token_ids if earlier else TEXTS[0]
+    return said[: arrival.length]
 
 
 @settings(max_examples=1500, deadline=None)
 @given(workload=WORKLOADS)
 def test_every_plan_is_sound_and_every_sequence_is_finished(workload: Workload) -> None:
-    simulation = simulation_of(workload)
-
-    play(simulation, workload)
+    simulation = play(workload)
 
     assert simulation.gone == set(simulation.arrived)
+    assert len(simulation.arrived) == sum(arrival.n for arrival in workload.arrivals)
     assert simulation.pool.num_free == simulation.pool.num_blocks
     if all(arrival.patience is None for arrival in workload.arrivals):
         assert all(s.num_generated == s.request.max_tokens for s in simulation.arrived)
