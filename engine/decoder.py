@@ -1,7 +1,6 @@
 """The Llama-family decoder: a stack of pre-norm attention and gated feed-forward layers."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from engine.kernels.backend import Backend
 from engine.step import StepInputs
@@ -25,9 +24,6 @@ class Decoder:
         backend.begin(step)
         x = weights.embedding[step.token_ids]
         for index, layer in enumerate(weights.layers):
-            x = x + backend.attention(index, self._norm(x, layer.input_norm), step)
-            x = x + backend.feed_forward(index, self._norm(x, layer.post_norm), step)
-        return backend.logits(self._norm(x[step.sample_rows], weights.final_norm))
-
-    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(x, (self.config.hidden_size,), weight, self.config.norm_eps)
+            x = x + backend.attention(index, backend.norm(x, layer.input_norm), step)
+            x = x + backend.feed_forward(index, backend.norm(x, layer.post_norm), step)
+        return backend.logits(backend.norm(x[step.sample_rows], weights.final_norm))

@@ -74,6 +74,10 @@ ERROR_KINDS: dict[type[BaseException], ErrorKind] = {
 }
 
 
+# Errors that FastAPI raises itself.
+_HTTP_CODES = {400: "invalid_body", 404: "not_found", 405: "method_not_allowed", 413: "request_entity_too_large"}
+
+
 def error_kind(error: BaseException) -> ErrorKind:
     """The table's entry for an error: its own class's, else its nearest ancestor's."""
     return next(ERROR_KINDS[cls] for cls in type(error).__mro__ if cls in ERROR_KINDS)
@@ -123,7 +127,7 @@ async def _on_unexpected_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = HTTPStatus(error.status_code).name.lower()  # "not_found", "method_not_allowed"
+    code = _HTTP_CODES.get(error.status_code, "http_error")
     message = str(error.detail)
     if error.status_code == HTTPStatus.NOT_FOUND:
         message = f"no such path: {request.url.path}"

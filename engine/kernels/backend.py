@@ -30,6 +30,10 @@ class Backend(ABC):
         """Prepare what all layers of a step share."""
 
     @abstractmethod
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of each row: [rows, hidden] to the same."""
+
+    @abstractmethod
     def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
         """Attention block of one layer, normalised input to output projection: [rows, hidden] to [rows, hidden].
 

@@ -19,6 +19,10 @@ class ReferenceBackend(Backend):
         """Compute the step's rotary angles."""
         self._cos, self._sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
 
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See `Backend.norm`."""
+        return functional.rms_norm(x, (self.config.hidden_size,), weight, self.config.norm_eps)
+
     def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
         """See `Backend.attention`."""
         config, weights = self.config, self.weights.layers[layer]

@@ -32,8 +32,8 @@ class Arrival:
 
     Attributes:
         step: When it comes.
-        text: Its prompt is the beginning of this one of `TEXTS`; None: of all that some earlier sequence has said, as in
-            the next turn of a conversation.
+        text: Its prompt is the beginning of this one of `TEXTS`; None: of an earlier sequence's prompt and output, as
+            in the next turn of a conversation.
         patience: Steps after which it is aborted if it is not finished; None waits for ever.
     """
 
@@ -120,7 +120,7 @@ def prompt_of(arrival: Arrival, earlier: list[Sequence]) -> list[int]:
     return said[: arrival.length]
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1200, deadline=None)
 @given(workload=WORKLOADS)
 def test_every_plan_is_sound_and_every_sequence_is_finished(workload: Workload) -> None:
     simulation = play(workload)

@@ -18,6 +18,7 @@ from engine.kernels.backend import Backend, rotary_angles
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.linear import LADDER, InvariantLinear, invariant_sizes
+from engine.kernels.cpu.norm import rms_norm
 from engine.kernels.cpu.sparse_ffn import PARTS, sparse_ffn
 from engine.kv_cache import KVCache
 from engine.models.config import DecoderConfig, DecoderWeights, LayerWeights
@@ -38,7 +39,7 @@ def _in_columns(weight: Tensor) -> Tensor:
 
 
 class _Layer:
-    """One layer's weights as the kernels want them; where that is another layout, the given weights are replaced by it."""
+    """One layer's weights as the kernels want them; given weights in another layout are replaced."""
 
     def __init__(self, weights: LayerWeights, config: DecoderConfig, linear: Callable[..., InvariantLinear]) -> None:
         # Transposed weights keep more row counts in one class, see `invariant_sizes`; `up` and `down` must stay
@@ -112,6 +113,12 @@ class CpuBackend(Backend):
         self._identity = rows.positive_branch is PositiveBranch.IDENTITY
         self._queries = np.empty((len(self._slots), self.config.num_heads, self.config.head_dim), np.float32)
         self._zeros = np.empty(len(self._slots), np.int64)
+
+    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """See `Backend.norm`."""
+        out = torch.empty_like(x)
+        rms_norm(as_array(x), as_array(weight), self._eps, as_array(out))
+        return out
 
     def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
         """See `Backend.attention`."""

@@ -1,0 +1,30 @@
+"""RMSNorm, one row at a time."""
+
+import numpy as np
+from numba import njit, prange
+
+from engine.kernels.cpu.math import narrow, widen
+from engine.kernels.cpu.simd import dot
+
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
+
+
+@njit(parallel=True, **OPTIONS)
+def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
+    """out[r] = x[r] / sqrt(mean(x[r]**2) + eps) * weight, in float32 and rounded once.
+
+    Args:
+        x: [rows, hidden], float32 or bfloat16 bits; hidden a multiple of 16.
+        weight: [hidden], like `x`.
+        eps: float32.
+        out: Like `x`.
+    """
+    rows, hidden = x.shape
+    for row in prange(rows):
+        values = np.empty(hidden, np.float32)
+        for k in range(hidden):
+            values[k] = widen(x[row, k])
+        mean = dot(values, 0, values, 0, hidden) / np.float32(hidden)
+        scale = np.float32(1) / np.sqrt(mean + eps)
+        for k in range(hidden):
+            out[row, k] = narrow(values[k] * scale * widen(weight[k]), out)
