@@ -22,7 +22,8 @@ class Decoder:
         """
         backend, weights = self.backend, self.weights
         backend.begin(step)
-        x = weights.embedding[step.token_ids]
+        # The residual stream stays in float32: small contributions of late layers would drown in bfloat16.
+        x = weights.embedding[step.token_ids].float()
         for index, layer in enumerate(weights.layers):
             x = x + backend.attention(index, backend.norm(x, layer.input_norm), step)
             x = x + backend.feed_forward(index, backend.norm(x, layer.post_norm), step)

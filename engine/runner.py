@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.activation import ALWAYS_SILU, MODE_CODE, ActivationMode, ActivationRows
+from engine.activation import ALWAYS_SILU, MODE_CODE, Activation, ActivationMode, ActivationRows
 from engine.config import EngineConfig, KernelSet
 from engine.decoder import Decoder
 from engine.ffn_router import FfnRouter
@@ -16,7 +16,9 @@ from engine.kernels.cpu.backend import CpuBackend
 from engine.kernels.reference import ReferenceBackend
 from engine.kv_cache import BLOCK_SIZE, KVCache
 from engine.models.checkpoint import Checkpoint
+from engine.request import Request, Sequence
 from engine.sampler import SampledToken, Sampler, SamplingRow, UnusableLogits
+from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, StepPlan
 from engine.step import StepInputs
 
@@ -47,6 +49,7 @@ class Runner:
         self._decoder = Decoder(self.backend)
         self._sampler = Sampler()
         self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
+        self._warm_up()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> list[SampledToken | None]:
@@ -64,6 +67,20 @@ class Runner:
             good = [index for index in range(len(rows)) if index not in error.rows]
             drawn = iter(self._sampler.sample(logits[good], [rows[index] for index in good]))
             return [None if index in error.rows else next(drawn) for index in range(len(rows))]
+
+    def _warm_up(self) -> None:
+        """Run a step of all modes, so that kernels are compiled before the first request and not by it."""
+        sampling = SamplingParams(top_p=0.9, repetition_penalty=1.1, logprobs=1, seed=0)
+        scheduled = []
+        for mode in ActivationMode:
+            request = Request.create("warm-up", [0], sampling, Activation(mode).with_seed(0), max_model_len=2)
+            sequence = Sequence(request, 0, end_token_ids=())
+            sequence.token_ids.append(0)
+            sequence.block_ids.append(0)
+            scheduled.append(ScheduledSequence(sequence, start=0, count=2, samples=True))
+        self.run(StepPlan(tuple(scheduled)))
+        self.backend.sparsity.reset()
+        self.ffn_rows = dict.fromkeys(self.ffn_rows, 0)
 
     def _inputs(self, plan: StepPlan) -> StepInputs:
         """Lay the plan's tokens out as rows, RELU rows that skip zeros first."""

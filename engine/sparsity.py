@@ -16,6 +16,10 @@ class SparsityCounters:
         self.zeros = np.zeros((len(MODES), num_layers), np.int64)
         self.elements = np.zeros((len(MODES), num_layers), np.int64)
 
+    def reset(self) -> None:
+        """Forget all counts."""
+        self.zeros[:] = self.elements[:] = 0
+
     def add(self, layer: int, modes: NDArray[np.int64], zeros: NDArray[np.int64], intermediate: int) -> None:
         """Count one layer of a step.
 

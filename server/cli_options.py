@@ -92,7 +92,7 @@ PrefixCaching = Annotated[
 FfnPathOption = Annotated[
     FfnPathName | None,
     typer.Option(
-        help="Feed-forward kernels for RELU; auto decides from measured costs.",
+        help="Feed-forward path of RELU tokens; auto: prompts dense, generated ones sparse.",
         show_default="auto",
         rich_help_panel=MODEL,
     ),

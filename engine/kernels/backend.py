@@ -31,7 +31,7 @@ class Backend(ABC):
 
     @abstractmethod
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of each row: [rows, hidden] to the same."""
+        """RMSNorm of each row: float32 [rows, hidden] to the same in the type of `weight`."""
 
     @abstractmethod
     def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:

@@ -21,7 +21,8 @@ class ReferenceBackend(Backend):
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See `Backend.norm`."""
-        return functional.rms_norm(x, (self.config.hidden_size,), weight, self.config.norm_eps)
+        normed = functional.rms_norm(x, (self.config.hidden_size,), weight.float(), self.config.norm_eps)
+        return normed.to(weight.dtype)
 
     def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
         """See `Backend.attention`."""

@@ -11,6 +11,8 @@ from engine.kv_cache import BLOCK_SIZE, blocks_for
 from engine.philox import derive_key
 from engine.step import StepInputs
 
+SILU = Activation()
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -27,7 +29,7 @@ class Chunk:
     tokens: Sequence[int]
     start: int
     blocks: Sequence[int]
-    activation: Activation = Activation()
+    activation: Activation = SILU
     sample: int = 0
 
 

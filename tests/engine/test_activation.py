@@ -234,9 +234,7 @@ class TestDefinition:
     def test_a_larger_p_keeps_what_a_smaller_one_keeps(self, low: float, high: float) -> None:
         low, high = min(low, high), max(low, high)
         gate = torch.full((2, 100), -1.0)
-        few, many = (
-            apply_activation(gate, activation_rows([stochastic(p)] * 2, [3, 4]), 5) != 0 for p in (low, high)
-        )
+        few, many = (apply_activation(gate, activation_rows([stochastic(p)] * 2, [3, 4]), 5) != 0 for p in (low, high))
 
         assert (many | ~few).all()
 

@@ -19,9 +19,9 @@ from engine.kernels.reference import ReferenceBackend
 from engine.kv_cache import KVCache
 from engine.models import Checkpoint, load_checkpoint
 from tests.engine.models.tiny import FAMILIES, VOCAB_SIZE, make_tiny
-from tests.engine.steps import Chunk, activation_rows, blocks_of, step_inputs
+from tests.engine.steps import SILU, Chunk, activation_rows, blocks_of, step_inputs
 
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 LENGTH = 41  # longer than two blocks, and than the sliding window of 8
 NUM_BLOCKS = 18
 STOCHASTIC = Activation(ActivationMode.STOCHASTIC, p=0.6, seed=-9)
@@ -122,7 +122,7 @@ def logits_in_steps(
     decoder: Decoder,
     tokens: Sequence[int],
     cuts: Sequence[int],
-    activation: Activation = Activation(),
+    activation: Activation = SILU,
     *,
     blocks: Sequence[int] | None = None,
     sample: int = 0,
@@ -164,7 +164,7 @@ def test_activations_equal_their_definition_inside_transformers(
     found = logits_in_steps(one_of_two.decoder(backend), tokens, cuts, activation, sample=3, branch=branch)
 
     assert_close(found, expected)
-    assert (expected - one_of_two.expected(tokens)).abs().max() > 100 * TOLERANCE
+    assert (expected - one_of_two.expected(tokens)).abs().max() > 1000 * TOLERANCE
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
@@ -187,7 +187,7 @@ def test_an_activation_from_the_middle_of_a_sequence_on(llama: Tiny, activation:
 
     found = llama.decoder(backend).forward(step)
 
-    assert_close(found, llama.expected(tokens, [Activation()] * half + [activation] * (LENGTH - half)))
+    assert_close(found, llama.expected(tokens, [SILU] * half + [activation] * (LENGTH - half)))
 
 
 @dataclass(frozen=True)
@@ -201,12 +201,12 @@ class Member:
 
 
 MEMBERS = [
-    Member(30, 1, Activation()),
+    Member(30, 1, SILU),
     Member(17, 9, STOCHASTIC),
     Member(16, 1, RELU),
     Member(9, 9, RELU),
     Member(33, 1, STOCHASTIC, sample=1),
-    Member(25, 25, Activation()),
+    Member(25, 25, SILU),
 ]
 
 
@@ -221,7 +221,7 @@ def run_mixed(decoder: Decoder, *, sparse: bool) -> list[Tensor]:
             decoder.forward(step_inputs([earlier], sparse=sparse))
         chunks.append(Chunk(tokens[start:], start, blocks, member.activation, member.sample))
     logits = decoder.forward(step_inputs(chunks, sparse=sparse))
-    return list(logits.split([member.count for member in MEMBERS]))
+    return [*torch.split(logits, [member.count for member in MEMBERS])]
 
 
 @every_backend
@@ -256,7 +256,7 @@ def test_a_sequence_is_bit_identical_alone_and_in_a_mixed_step(
 
 
 @pytest.mark.parametrize("cuts", CUTS.values(), ids=CUTS)
-@pytest.mark.parametrize("activation", [Activation(), STOCHASTIC, RELU], ids=[*ActivationMode])
+@pytest.mark.parametrize("activation", [SILU, STOCHASTIC, RELU], ids=[*ActivationMode])
 def test_where_blocks_lie_does_not_matter(llama: Tiny, activation: Activation, cuts: list[int]) -> None:
     tokens = prompt()
     here, there = (
@@ -268,7 +268,7 @@ def test_where_blocks_lie_does_not_matter(llama: Tiny, activation: Activation, c
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
-@pytest.mark.parametrize("activation", [Activation(), STOCHASTIC, RELU], ids=[*ActivationMode])
+@pytest.mark.parametrize("activation", [SILU, STOCHASTIC, RELU], ids=[*ActivationMode])
 def test_bfloat16_is_as_near_to_float32_as_its_rounding_allows(
     activation: Activation, sparse: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -330,7 +330,7 @@ def test_backends_count_the_same_zeros(llama: Tiny, sparse: bool) -> None:
     [({"hidden_size": 56}, "hidden_size 56"), ({"head_dim": 8}, "head_dim 8")],
 )
 def test_widths_that_the_cpu_kernels_cannot_take_are_refused(
-    changes: dict[str, int], field: str, tmp_path_factory: pytest.TempPathFactory
+    changes: dict[str, Any], field: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path_factory.mktemp("narrow")
     model = make_tiny("llama", path, **changes)

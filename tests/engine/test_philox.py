@@ -82,8 +82,14 @@ def test_word_of_an_index_is_a_function_of_key_position_layer_and_stream(
 
 
 def test_no_rows_and_no_neurons() -> None:
-    assert random_words(torch.empty(0, 2, dtype=torch.int64), torch.empty(0, dtype=torch.int64), 0, 5, 0).shape == (0, 5)
-    assert random_words(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0, 0, 0).shape == (3, 0)
+    assert random_words(torch.empty(0, 2, dtype=torch.int64), torch.empty(0, dtype=torch.int64), 0, 5, 0).shape == (
+        0,
+        5,
+    )
+    assert random_words(torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), 0, 0, 0).shape == (
+        3,
+        0,
+    )
 
 
 def test_keys_of_samples_and_seeds_are_all_different() -> None:

@@ -11,7 +11,8 @@ from engine.request import Sequence
 from tests.engine.simulation import RELU, RELU_DECODE, SILU, Simulation, make_sequences, stochastic
 
 # Few texts, activations and lengths around block borders: much is shared, and much only looks as if it could be.
-TEXTS = ([0] * 80, [0] * 18 + [1] * 62, [1, 2] * 40)
+# The last text is what the simulation generates after the first.
+TEXTS = ([0] * 80, [0] * 18 + [1] * 62, [1, 2, 0] * 27)
 ACTIVATIONS = (
     SILU,
     RELU,

@@ -116,8 +116,8 @@ class CpuBackend(Backend):
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See `Backend.norm`."""
-        out = torch.empty_like(x)
-        rms_norm(as_array(x), as_array(weight), self._eps, as_array(out))
+        out = torch.empty(x.shape, dtype=weight.dtype)
+        rms_norm(x.numpy(), as_array(weight), self._eps, as_array(out))
         return out
 
     def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:

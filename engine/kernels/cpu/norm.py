@@ -14,17 +14,15 @@ def rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]
     """out[r] = x[r] / sqrt(mean(x[r]**2) + eps) * weight, in float32 and rounded once.
 
     Args:
-        x: [rows, hidden], float32 or bfloat16 bits; hidden a multiple of 16.
-        weight: [hidden], like `x`.
+        x: float32 [rows, hidden], hidden a multiple of 16.
+        weight: [hidden], float32 or bfloat16 bits.
         eps: float32.
-        out: Like `x`.
+        out: [rows, hidden], like `weight`.
     """
     rows, hidden = x.shape
+    flat = x.reshape(-1)
     for row in prange(rows):
-        values = np.empty(hidden, np.float32)
-        for k in range(hidden):
-            values[k] = widen(x[row, k])
-        mean = dot(values, 0, values, 0, hidden) / np.float32(hidden)
+        mean = dot(flat, row * hidden, flat, row * hidden, hidden) / np.float32(hidden)
         scale = np.float32(1) / np.sqrt(mean + eps)
         for k in range(hidden):
-            out[row, k] = narrow(values[k] * scale * widen(weight[k]), out)
+            out[row, k] = narrow(x[row, k] * scale * widen(weight[k]), out)

@@ -30,7 +30,9 @@ class Result:
 
 
 def mixed_rows(count: int, branch: PositiveBranch) -> ActivationRows:
-    return activation_rows([MIXTURE[row % len(MIXTURE)] for row in range(count)], [7 * row for row in range(count)], branch)
+    return activation_rows(
+        [MIXTURE[row % len(MIXTURE)] for row in range(count)], [7 * row for row in range(count)], branch
+    )
 
 
 def gate_and_up(rows: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -41,7 +43,9 @@ def gate_and_up(rows: int, size: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
     return gate.to(dtype), up.to(dtype)
 
 
-def run(gate: Tensor, rows: ActivationRows, layer: int, up: Tensor | None = None, out: torch.dtype | None = None) -> Result:
+def run(
+    gate: Tensor, rows: ActivationRows, layer: int, up: Tensor | None = None, out: torch.dtype | None = None
+) -> Result:
     """Run the kernel; without `up` it leaves out the product."""
     result = torch.full_like(gate, torch.nan, dtype=out or gate.dtype)
     zeros = np.full(gate.shape[0], -1, np.int64)

@@ -184,9 +184,7 @@ class Rotated:
     values: Tensor
 
 
-def rotate(
-    qkv: Tensor, angles: Tensor, norms: tuple[Tensor, Tensor] | None = None, scale: float = 1.0
-) -> Rotated:
+def rotate(qkv: Tensor, angles: Tensor, norms: tuple[Tensor, Tensor] | None = None, scale: float = 1.0) -> Rotated:
     """Run the kernel into a cache of NaNs; angles are [rows, 0] for a layer without rotation."""
     rows = qkv.shape[0]
     queries = torch.full((rows, HEADS, HEAD_DIM), torch.nan)
@@ -213,7 +211,7 @@ def rotate(
 def fused(dtype: torch.dtype, rows: int = 4) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A fused projection [rows, (heads + 2 * kv_heads) * head_dim] and its three parts by head."""
     qkv = torch.randn(rows, (HEADS + 2 * KV_HEADS) * HEAD_DIM, generator=torch.Generator().manual_seed(0)).to(dtype)
-    q, k, v = qkv.unflatten(1, (-1, HEAD_DIM)).split([HEADS, KV_HEADS, KV_HEADS], dim=1)
+    q, k, v = torch.split(qkv.view(rows, -1, HEAD_DIM), [HEADS, KV_HEADS, KV_HEADS], dim=1)
     return qkv, q, k, v
 
 

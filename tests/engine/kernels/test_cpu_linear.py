@@ -1,7 +1,7 @@
 """Matrix products whose rows do not depend on each other."""
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ CASES = [Case(*shape, dtype, transposed) for shape in SHAPES for dtype in DTYPES
 all_cases = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-@lru_cache(maxsize=None)
+@cache
 def product_of(case: Case) -> Product:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(MAX_ROWS, case.in_features, generator=generator).to(case.dtype)
@@ -53,7 +53,7 @@ def product_of(case: Case) -> Product:
     sizes = invariant_sizes(case.out_features, case.in_features, case.dtype, transposed=case.transposed)
     stored = weight.t().contiguous() if case.transposed else weight
     linear = InvariantLinear(stored, bias, transposed=case.transposed, sizes=sizes)
-    return Product(linear, x, weight, bias, torch.cat([linear(row) for row in x.split(1)]))
+    return Product(linear, x, weight, bias, torch.cat([linear(x[row : row + 1]) for row in range(MAX_ROWS)]))
 
 
 @all_cases
@@ -86,8 +86,8 @@ def test_equals_the_exact_product_within_rounding(case: Case) -> None:
 
     error = (product.linear(product.x).double() - exact - bias).abs()
 
-    # Sums of n products in float32 err by n * 2^-24 of their absolute sum at most. bfloat16 rounds the product, then the
-    # sum with the bias.
+    # Sums of n products in float32 err by n * 2^-24 of their absolute sum at most. bfloat16 rounds the product, then
+    # the sum with the bias.
     summing = case.in_features * 2.0**-24 * (x.abs() @ weight.abs().T)
     rounding = 2.0**-8 * (2 * exact.abs() + bias.abs()) if case.dtype is torch.bfloat16 else 2.0**-24 * bias.abs()
     assert (error <= summing + rounding).all()

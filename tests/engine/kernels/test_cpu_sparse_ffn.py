@@ -45,7 +45,9 @@ class Problem:
 
     def activated(self, branch: PositiveBranch = PositiveBranch.SILU) -> Tensor:
         count = self.gate.shape[0]
-        return apply_activation(self.gate, activation_rows([Activation(ActivationMode.RELU)] * count, range(count), branch), 0)
+        return apply_activation(
+            self.gate, activation_rows([Activation(ActivationMode.RELU)] * count, range(count), branch), 0
+        )
 
     def dense(self, branch: PositiveBranch = PositiveBranch.SILU) -> Tensor:
         """The whole layer in float64."""
@@ -56,7 +58,12 @@ def run(problem: Problem, activated: Tensor) -> Tensor:
     out = torch.full_like(problem.x, torch.nan)
     partial = np.full((PARTS, *problem.x.shape), np.nan, np.float32)
     sparse_ffn(
-        problem.x.float().numpy(), activated.numpy(), as_array(problem.up), as_array(problem.down), partial, as_array(out)
+        problem.x.float().numpy(),
+        activated.numpy(),
+        as_array(problem.up),
+        as_array(problem.down),
+        partial,
+        as_array(out),
     )
     return out
 
