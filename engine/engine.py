@@ -153,7 +153,11 @@ class Engine:
         plan = self._scheduler.schedule()
         if not plan.scheduled:
             return []
-        tokens = self._runner.run(plan)
+        try:
+            tokens = self._runner.run(plan)
+        except BaseException:  # Ctrl-C in a notebook, too: the cache must not promise what was never written
+            self._scheduler.abandon(plan)
+            raise
         pieces: dict[str, RequestOutput] = {}
         sampled = [item.sequence for item in plan.scheduled if item.samples]
         for sequence, token in zip(sampled, tokens, strict=True):

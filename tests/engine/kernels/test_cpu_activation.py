@@ -1,6 +1,6 @@
 """The activation kernel against its definition, `engine.activation.apply_activation`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.activation import MODE_CODE, Activation, ActivationMode, ActivationRows, PositiveBranch, apply_activation
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.backend import as_array
+from engine.philox import STREAM_ACTIVATION, random_words
 from tests.engine.kernels.threads import numba_threads
 from tests.engine.steps import activation_rows, select
 
@@ -149,6 +150,17 @@ def test_p_1_equals_silu_and_p_0_equals_relu_bit_for_bit() -> None:
 
     assert torch.equal(always, silu)
     assert torch.equal(never, relu)
+
+
+@pytest.mark.parametrize("neuron", [0, 3, 6])
+def test_a_word_passes_below_the_threshold_and_not_at_it(neuron: int) -> None:
+    drawn = activation_rows([MIXTURE[2]] * 2, [4, 4])
+    word = random_words(drawn.keys, drawn.positions, 1, 7, STREAM_ACTIVATION)[0, neuron]
+    rows = replace(drawn, threshold=torch.stack((word, word + 1)))
+    gate = torch.full((2, 7), -1.0)
+
+    for out in (run(gate, rows, 1).out, apply_activation(gate, rows, 1)):
+        assert (out[:, neuron] != 0).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("branch", PositiveBranch)
