@@ -6,9 +6,10 @@
 
 import os
 
-# PyTorch's and Numba's threads take turns on the same cores. By default each waits for its next turn in a busy loop and
-# slows down the other, four times on a machine with anything else to do. Must be set before either is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# How long a compute thread waits for its next turn in a busy loop before it sleeps (half a millisecond or so). OpenMP's
+# own default is so long that anything else on the cores slows decoding down many times; sleeping at once costs half the
+# speed, for there are hundreds of turns in a step. Must be set before PyTorch and Numba are imported.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from engine.activation import Activation, ActivationMode, ActivationSupport, PositiveBranch, Scope
 from engine.async_engine import AsyncEngine, RequestStream
