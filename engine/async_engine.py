@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
 from uuid import uuid4
 
 from engine.activation import Activation
@@ -16,7 +17,6 @@ from engine.info import EngineStats
 from engine.outputs import RequestOutput
 from engine.request import Request
 from engine.sampling_params import SamplingParams
-from engine.threads import use_threads
 
 logger = logging.getLogger(__name__)
 
@@ -97,27 +97,32 @@ class AsyncEngine:
     """
 
     def __init__(self, config: EngineConfig, progress: Callable[[str], None] = silent) -> None:
-        self._engine = Engine(config, progress)
         self.config = config
-        self.info = self._engine.info
-        self.tokenizer = self._engine.tokenizer
         # Written by callers, emptied by the engine thread at the start of each step.
         self._arrivals: deque[Request] = deque()
         self._withdrawals: deque[str] = deque()
         self._streams: dict[str, RequestStream] = {}
         self._wake = threading.Condition()
-        self._stopping = False
+        self._started = self._stopping = False
         self._failure: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="siluette-engine", daemon=True)
+        # The model is loaded by the thread that will run it. Each thread that calls PyTorch gets compute threads of its
+        # own, and once there are more of them than cores, OpenMP sends them to sleep at each turn: half the speed.
+        loaded: Future[Engine] = Future()
+        self._thread = threading.Thread(target=self._run, args=(progress, loaded), name="siluette-engine", daemon=True)
+        self._thread.start()
+        self._engine = loaded.result()
+        self.info = self._engine.info
+        self.tokenizer = self._engine.tokenizer
 
     def start(self) -> None:
-        """Start the engine thread."""
-        self._thread.start()
+        """Take requests from now on. Idempotent."""
+        with self._wake:
+            self._started = True
 
     @property
     def alive(self) -> bool:
         """Whether the engine thread runs and takes requests."""
-        return self._thread.is_alive() and not self._stopping
+        return self._started and self._thread.is_alive() and not self._stopping
 
     def submit(
         self,
@@ -197,13 +202,18 @@ class AsyncEngine:
             self._withdrawals.append(request_id)
             self._wake.notify()
 
-    def _run(self) -> None:
-        """The engine thread: take what came in, compute a step, hand out what is new."""
-        use_threads(self.config.threads)
+    def _run(self, progress: Callable[[str], None], loaded: Future[Engine]) -> None:
+        """The engine thread: load the model, then take what came in, compute a step, hand out what is new."""
         try:
-            while self._wait_for_work():
-                self._take_messages()
-                self._hand_out(self._engine.step())
+            engine = Engine(self.config, progress)
+        except BaseException as failure:
+            loaded.set_exception(failure)
+            return
+        loaded.set_result(engine)
+        try:
+            while self._wait_for_work(engine):
+                self._take_messages(engine)
+                self._hand_out(engine.step())
         except Exception as failure:
             logger.exception("The engine failed")
             self._failure = failure
@@ -212,23 +222,23 @@ class AsyncEngine:
             streams = list(self._streams.values())
             self._streams.clear()
         for stream in streams:
-            self._engine.abort(stream.request_id)
+            engine.abort(stream.request_id)
             _call(stream.loop, stream.fail, EngineStopped("the engine stopped before the request was finished"))
 
-    def _wait_for_work(self) -> bool:
+    def _wait_for_work(self, engine: Engine) -> bool:
         """Sleep until there is something to do; False to stop."""
         with self._wake:
-            while not (self._stopping or self._arrivals or self._withdrawals or self._engine.has_work):
+            while not (self._stopping or self._arrivals or self._withdrawals or engine.has_work):
                 self._wake.wait()
             return not self._stopping
 
-    def _take_messages(self) -> None:
+    def _take_messages(self, engine: Engine) -> None:
         while self._arrivals:
-            self._engine.add(self._arrivals.popleft())
+            engine.add(self._arrivals.popleft())
         while self._withdrawals:  # after arrivals: a request may be withdrawn before it was ever seen
             request_id = self._withdrawals.popleft()
             self._streams.pop(request_id, None)
-            self._engine.abort(request_id)
+            engine.abort(request_id)
 
     def _hand_out(self, outputs: list[RequestOutput]) -> None:
         """Wake each event loop once for all its streams."""
