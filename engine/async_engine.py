@@ -12,7 +12,7 @@ from uuid import uuid4
 from engine.activation import Activation
 from engine.config import EngineConfig
 from engine.engine import Engine, silent
-from engine.errors import EngineOverloaded, EngineStopped
+from engine.errors import EngineOverloaded, EngineStopped, InvalidRequest
 from engine.info import EngineStats
 from engine.outputs import RequestOutput
 from engine.request import Request
@@ -143,6 +143,8 @@ class AsyncEngine:
         if not self.alive:
             raise EngineStopped("the engine has stopped" if self._failure is None else "the engine has failed")
         request = self._engine.check(request_id or uuid4().hex, prompt_token_ids, sampling, activation or Activation())
+        if request.request_id in self._streams:
+            raise InvalidRequest(f"a request with the id {request.request_id!r} is already in flight", "request_id")
         waiting = self._engine.num_waiting + sum(arrival.sampling.n for arrival in tuple(self._arrivals))
         if waiting + sampling.n > self.config.max_waiting:
             raise EngineOverloaded(

@@ -29,16 +29,13 @@ class BlockPool:
         self._found: dict[ContentKey, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._next_name = 1
+        # Counted as it changes: other threads read it, and must not walk over a dict that this one changes.
+        self.num_cached = 0  # blocks that nobody holds and whose content can still be found
 
     @property
     def num_free(self) -> int:
         """Blocks that nobody holds."""
         return len(self._free)
-
-    @property
-    def num_cached(self) -> int:
-        """Blocks that nobody holds and whose content can still be found."""
-        return sum(self._content[block] is not None for block in self._free)
 
     def allocate(self, count: int) -> list[int]:
         """Take `count` free blocks, forgetting what they held. The caller has checked `num_free`."""
@@ -59,6 +56,8 @@ class BlockPool:
                 self._free[block] = None
                 if self._content[block] is None:
                     self._free.move_to_end(block, last=False)
+                else:
+                    self.num_cached += 1
 
     def match(self, parent: int, tokens: tuple[int, ...], fingerprint: Fingerprint) -> tuple[int, int] | None:
         """Find a block with this content.
@@ -82,6 +81,7 @@ class BlockPool:
         """Take one more reference to a block that `match` found."""
         if self._references[block] == 0:
             del self._free[block]
+            self.num_cached -= self._content[block] is not None
         self._references[block] += 1
 
     def register(self, block: int, parent: int, tokens: tuple[int, ...], fingerprint: Fingerprint) -> int:
@@ -107,3 +107,4 @@ class BlockPool:
         if content is not None:
             del self._found[content[0]]
             self._content[block] = None
+            self.num_cached -= self._references[block] == 0

@@ -209,6 +209,17 @@ async def test_refused_requests_name_the_field_and_leave_nothing(
     assert engine.stats().waiting == engine.stats().running == 0
 
 
+async def test_a_request_id_is_unique_among_those_in_flight(engine: AsyncEngine) -> None:
+    first = engine.submit([1, 2], SHORT, request_id="twin")
+
+    with pytest.raises(InvalidRequest) as refusal:
+        engine.submit([3, 4], SHORT, request_id="twin")
+
+    assert refusal.value.field == "request_id"
+    assert (await collect(first)).finished
+    assert (await collect(engine.submit([3, 4], SHORT, request_id="twin"))).finished
+
+
 async def test_seeds_are_filled_in(engine: AsyncEngine) -> None:
     drawn = engine.submit([1], SamplingParams(max_tokens=1), Activation("stochastic", p=0.8))
     given = engine.submit([1], SamplingParams(max_tokens=1, seed=7), Activation("stochastic", p=0.8))
