@@ -28,7 +28,9 @@ class RequestStream:
     everything.
     """
 
-    def __init__(self, request: Request, loop: asyncio.AbstractEventLoop, abort: Callable[[str], None]) -> None:
+    def __init__(
+        self, request: Request, loop: asyncio.AbstractEventLoop, abort: Callable[["RequestStream"], None]
+    ) -> None:
         self.request_id = request.request_id
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.activation = request.activation
@@ -64,7 +66,7 @@ class RequestStream:
         if not self._ended:
             self._ended = True
             self._news.set()
-            self._abort(self.request_id)
+            self._abort(self)
 
     def push(self, output: RequestOutput) -> None:
         """Take a piece; on the event loop."""
@@ -100,7 +102,7 @@ class AsyncEngine:
         self.config = config
         # Written by callers, emptied by the engine thread at the start of each step.
         self._arrivals: deque[Request] = deque()
-        self._withdrawals: deque[str] = deque()
+        self._withdrawals: deque[RequestStream] = deque()
         self._streams: dict[str, RequestStream] = {}
         self._wake = threading.Condition()
         self._started = self._stopping = False
@@ -145,6 +147,8 @@ class AsyncEngine:
         request = self._engine.check(request_id or uuid4().hex, prompt_token_ids, sampling, activation or Activation())
         if request.request_id in self._streams:
             raise InvalidRequest(f"a request with the id {request.request_id!r} is already in flight", "request_id")
+        if sampling.n > self.config.max_waiting:
+            raise InvalidRequest(f"n is {sampling.n}; at most {self.config.max_waiting} sequences may wait", "n")
         waiting = self._engine.num_waiting + sum(arrival.sampling.n for arrival in tuple(self._arrivals))
         if waiting + sampling.n > self.config.max_waiting:
             raise EngineOverloaded(
@@ -152,6 +156,8 @@ class AsyncEngine:
             )
         stream = RequestStream(request, asyncio.get_running_loop(), self._withdraw)
         with self._wake:
+            if self._stopping:  # since the look above; nobody would ever end this stream
+                raise EngineStopped("the engine has stopped")
             self._streams[request.request_id] = stream
             self._arrivals.append(request)
             self._wake.notify()
@@ -199,9 +205,9 @@ class AsyncEngine:
         if self._thread.is_alive():
             self._thread.join()
 
-    def _withdraw(self, request_id: str) -> None:
+    def _withdraw(self, stream: RequestStream) -> None:
         with self._wake:
-            self._withdrawals.append(request_id)
+            self._withdrawals.append(stream)
             self._wake.notify()
 
     def _run(self, progress: Callable[[str], None], loaded: Future[Engine]) -> None:
@@ -224,8 +230,9 @@ class AsyncEngine:
             streams = list(self._streams.values())
             self._streams.clear()
         for stream in streams:
-            engine.abort(stream.request_id)
             _call(stream.loop, stream.fail, EngineStopped("the engine stopped before the request was finished"))
+        for stream in streams:
+            engine.abort(stream.request_id)
 
     def _wait_for_work(self, engine: Engine) -> bool:
         """Sleep until there is something to do; False to stop."""
@@ -238,9 +245,10 @@ class AsyncEngine:
         while self._arrivals:
             engine.add(self._arrivals.popleft())
         while self._withdrawals:  # after arrivals: a request may be withdrawn before it was ever seen
-            request_id = self._withdrawals.popleft()
-            self._streams.pop(request_id, None)
-            engine.abort(request_id)
+            stream = self._withdrawals.popleft()
+            if self._streams.get(stream.request_id) is stream:  # and not a later one with the same id
+                del self._streams[stream.request_id]
+                engine.abort(stream.request_id)
 
     def _hand_out(self, outputs: list[RequestOutput]) -> None:
         """Wake each event loop once for all its streams."""

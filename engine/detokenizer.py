@@ -41,32 +41,33 @@ class Detokenizer:
         self._longest_stop = max(map(len, stop), default=0)
         self._held = ""  # end of the text so far that may be the beginning of a stop string
 
-    def append(self, token_id: int) -> str:
+    def append(self, token_id: int, may_stop: bool = True) -> str:
         """Take the next token.
 
         Args:
             token_id: Any id; one outside the vocabulary has no text.
+            may_stop: Whether stop strings are looked for from this token on.
 
         Returns:
             The text that became safe to show, often that of this token, possibly empty.
         """
         if self.stop_reason is not None or not 0 <= token_id < len(self._pieces):
             return ""
-        return self._take(self._utf8.decode(self._pieces[token_id]))
+        return self._take(self._utf8.decode(self._pieces[token_id]), may_stop)
 
     def finish(self) -> str:
         """End the text: what was held back, an incomplete character as U+FFFD. Empty after a stop string."""
         if self.stop_reason is not None:
             return ""
-        text = self._take(self._utf8.decode(b"", final=True)) + self._held
+        text = self._take(self._utf8.decode(b"", final=True), may_stop=True) + self._held
         self._held = ""
         return text
 
-    def _take(self, text: str) -> str:
+    def _take(self, text: str, may_stop: bool) -> str:
         while self._prefix_spaces and text:
             self._prefix_spaces = self._prefix_spaces - 1 if text[0] == " " else 0
             text = text.removeprefix(" ")
-        if not self._stop or not text:
+        if not self._stop or not may_stop or not text:
             return text
         text = self._held + text
         if (stop := self._first_stop(text)) is not None:

@@ -5,8 +5,9 @@
 `Engine` is synchronous and belongs to one thread; `AsyncEngine` and `LLM` drive it.
 """
 
+import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ from engine.request import Request, Sequence
 from engine.runner import Runner
 from engine.sampler import SampledToken
 from engine.sampling_params import SamplingParams
-from engine.scheduler import Scheduler
+from engine.scheduler import Scheduler, StepPlan
 from engine.threads import use_threads
 from engine.tokenizer import load_tokenizer
 
@@ -108,7 +109,9 @@ class Engine:
                 f"the context of {limit} tokens is exceeded",
                 "prompt",
             )
-        bad = next((token for token in prompt_token_ids if not 0 <= token < vocab_size), None)
+        bad = next(
+            (token for token in (min(prompt_token_ids), max(prompt_token_ids)) if not 0 <= token < vocab_size), None
+        )
         if bad is not None:
             raise InvalidRequest(f"prompt has the token id {bad}; ids must be in [0, {vocab_size - 1}]", "prompt")
         check_token_ids(sampling, vocab_size)
@@ -154,20 +157,24 @@ class Engine:
         if not plan.scheduled:
             return []
         try:
-            tokens = self._runner.run(plan)
+            outputs = self._advance_all(plan, self._runner.run(plan))
         except BaseException:  # Ctrl-C in a notebook, too: the cache must not promise what was never written
             self._scheduler.abandon(plan)
             raise
-        pieces: dict[str, RequestOutput] = {}
+        self._steps += 1
+        self._step_seconds += time.perf_counter() - start
+        return outputs
+
+    def _advance_all(self, plan: StepPlan, tokens: SequenceOf[SampledToken | None]) -> list[RequestOutput]:
+        """Hand the step's tokens to their sequences and gather what is new by request."""
+        outputs: dict[str, RequestOutput] = {}
         sampled = [item.sequence for item in plan.scheduled if item.samples]
         for sequence, token in zip(sampled, tokens, strict=True):
             piece = self._advance(sequence, token)
-            output = pieces.setdefault(sequence.request.request_id, self._output(sequence))
+            output = outputs.setdefault(sequence.request.request_id, self._output(sequence))
             output.samples.append(piece)
             output.finished = sequence.request.request_id not in self._live
-        self._steps += 1
-        self._step_seconds += time.perf_counter() - start
-        return list(pieces.values())
+        return list(outputs.values())
 
     def _advance(self, sequence: Sequence, token: SampledToken | None) -> SampleOutput:
         """Append a sequence's next token, make text of it and see whether it ends."""
@@ -199,7 +206,8 @@ class Engine:
             if token.token_id in request.sampling.stop_token_ids:
                 piece.stop_reason = token.token_id
         else:
-            piece.text = detokenizer.append(token.token_id)
+            may_stop = sequence.num_generated >= request.sampling.min_tokens
+            piece.text = detokenizer.append(token.token_id, may_stop)
             if detokenizer.stop_reason is not None:
                 piece.finish_reason, piece.stop_reason = FinishReason.STOP, detokenizer.stop_reason
             elif sequence.num_generated >= request.max_tokens:
@@ -301,6 +309,15 @@ def _size_cache(config: EngineConfig, checkpoint: Checkpoint) -> tuple[int, int]
     return num_blocks, min(wanted, num_blocks * BLOCK_SIZE)
 
 
+def _digest(tensors: Iterable[torch.Tensor]) -> str:
+    """A name for these weights, made from about a thousand numbers of each tensor."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        step = max(1, tensor.shape[0] * (tensor.shape[-1] if tensor.ndim > 1 else 1) // 1024)
+        digest.update(tensor.reshape(-1)[::step].float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _describe(checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model_len: int, threads: int) -> ModelInfo:
     config, dtype = checkpoint.config, checkpoint.weights.embedding.dtype
     return ModelInfo(
@@ -312,6 +329,7 @@ def _describe(checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model
         support=checkpoint.support,
         num_parameters=checkpoint.num_parameters,
         weight_bytes=sum(tensor.nbytes for tensor in tensors_of(checkpoint.weights)),
+        weights_digest=_digest(tensors_of(checkpoint.weights)),
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

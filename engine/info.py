@@ -17,6 +17,7 @@ class ModelInfo:
     support: ActivationSupport
     num_parameters: int
     weight_bytes: int
+    weights_digest: str  # of a sample of the weights: another model, adapter or dtype gives another one
     num_layers: int
     hidden_size: int
     intermediate_size: int

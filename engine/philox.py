@@ -9,6 +9,8 @@ and a counter, so it does not matter who else is in the batch or whether a reque
 `stream` keeps the uses apart: activation draws index by neuron, token draws by token id (layer 0).
 """
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -22,6 +24,20 @@ STREAM_SAMPLING = 1
 STREAM_KEY = 2
 
 
+Word = TypeVar("Word", int, Tensor)
+
+
+def _ten_rounds(c0: Word, c1: Word, c2: Word, c3: Word, k0: Word, k1: Word) -> tuple[Word, Word, Word, Word]:
+    for _ in range(ROUNDS):
+        # 32 x 32 bit products wrap around in int64; the masks make both halves right all the same.
+        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
+        high_0, low_0 = (product_0 >> 32) & MASK32, product_0 & MASK32
+        high_1, low_1 = (product_1 >> 32) & MASK32, product_1 & MASK32
+        c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
+        k0, k1 = (k0 + WEYL_0) & MASK32, (k1 + WEYL_1) & MASK32
+    return c0, c1, c2, c3
+
+
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> Tensor:
     """Ten rounds of Philox-4x32.
 
@@ -32,15 +48,8 @@ def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor
     Returns:
         int64 tensor of the broadcast shape plus a last axis of 4: the words, each in [0, 2**32).
     """
-    c0, c1, c2, c3, k0, k1 = torch.broadcast_tensors(*counter, *key)  # type: ignore[no-untyped-call]
-    for _ in range(ROUNDS):
-        # 32 x 32 bit products wrap around in int64; the masks make both halves right all the same.
-        product_0, product_1 = c0 * MULTIPLIER_0, c2 * MULTIPLIER_1
-        high_0, low_0 = (product_0 >> 32) & MASK32, product_0 & MASK32
-        high_1, low_1 = (product_1 >> 32) & MASK32, product_1 & MASK32
-        c0, c1, c2, c3 = high_1 ^ c1 ^ k0, low_1, high_0 ^ c3 ^ k1, low_0
-        k0, k1 = (k0 + WEYL_0) & MASK32, (k1 + WEYL_1) & MASK32
-    return torch.stack((c0, c1, c2, c3), dim=-1)
+    words = torch.broadcast_tensors(*counter, *key)  # type: ignore[no-untyped-call]
+    return torch.stack(_ten_rounds(*words), dim=-1)
 
 
 def random_words(keys: Tensor, positions: Tensor, layer: int, size: int, stream: int) -> Tensor:
@@ -65,11 +74,8 @@ def random_words(keys: Tensor, positions: Tensor, layer: int, size: int, stream:
 def derive_key(seed: int, sample_index: int) -> tuple[int, int]:
     """Key of sample `sample_index` of a request with this 64-bit seed (negative seeds wrap around)."""
     seed &= 2**64 - 1
-    zero = torch.tensor(0)
-    counter = (torch.tensor(sample_index), zero, zero, torch.tensor(STREAM_KEY))
-    key = (torch.tensor(seed & MASK32), torch.tensor(seed >> 32))
-    words = philox4x32(counter, key)
-    return int(words[0]), int(words[1])
+    word_0, word_1, _, _ = _ten_rounds(sample_index, 0, 0, STREAM_KEY, seed & MASK32, seed >> 32)
+    return word_0, word_1
 
 
 def uniform(words: Tensor) -> Tensor:

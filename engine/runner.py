@@ -15,6 +15,7 @@ from engine.kernels.backend import Backend
 from engine.kernels.cpu.backend import CpuBackend
 from engine.kernels.reference import ReferenceBackend
 from engine.kv_cache import BLOCK_SIZE, KVCache
+from engine.logits import edits_logits
 from engine.models.checkpoint import Checkpoint
 from engine.request import Request, Sequence
 from engine.sampler import SampledToken, Sampler, SamplingRow, UnusableLogits
@@ -61,12 +62,17 @@ class Runner:
         """
         logits = self._decoder.forward(self._inputs(plan))
         rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
-        try:
-            return [*self._sampler.sample(logits, rows)]
-        except UnusableLogits as error:
-            good = [index for index in range(len(rows)) if index not in error.rows]
-            drawn = iter(self._sampler.sample(logits[good], [rows[index] for index in good]))
-            return [None if index in error.rows else next(drawn) for index in range(len(rows))]
+        good = list(range(len(rows)))
+        while True:
+            try:
+                drawn = self._sampler.sample(logits[good], [rows[index] for index in good])
+            except UnusableLogits as error:
+                good = [index for place, index in enumerate(good) if place not in error.rows]
+            else:
+                tokens: list[SampledToken | None] = [None] * len(rows)
+                for index, token in zip(good, drawn, strict=True):
+                    tokens[index] = token
+                return tokens
 
     def _warm_up(self) -> None:
         """Run a step of all modes, so that kernels are compiled before the first request and not by it."""
@@ -148,13 +154,14 @@ class Runner:
 
 def _sampling_row(item: ScheduledSequence) -> SamplingRow:
     sequence = item.sequence
-    length = sequence.prompt_length
+    sampling, length = sequence.request.sampling, sequence.prompt_length
     return SamplingRow(
-        params=sequence.request.sampling,
+        params=sampling,
         key=sequence.sampling_key,
         position=len(sequence.token_ids),
         prompt_token_ids=sequence.request.prompt_token_ids,
-        output_token_ids=sequence.token_ids[length:],
+        # Copied for those who look at it only: answers can be long.
+        output_token_ids=sequence.token_ids[length:] if edits_logits(sampling, 0) else (),
         end_token_ids=sequence.end_token_ids,
         edits=sequence.edits,
     )

@@ -32,7 +32,8 @@ class SamplingParams:
         logit_bias: Token id to a bias in [-100, 100] added to its logit.
         stop: Strings that end the text; the string itself is not returned.
         stop_token_ids: Token ids that end the text.
-        min_tokens: End-of-sequence and stop tokens are impossible before this many tokens.
+        min_tokens: End-of-sequence and stop tokens are impossible before this many tokens, and stop strings do not
+            count in them.
         max_tokens: At most this many tokens; None generates until the context is full.
         ignore_eos: Go on after the end-of-sequence token.
         seed: 64-bit seed of the token draws; None draws one, which the output reports.

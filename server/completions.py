@@ -36,7 +36,7 @@ async def create_completion(
     prompts = await _encode(services, body.prompt)
     generation = Generation.submit(services, "cmpl", prompts, sampling, activation)
     head = generation.head("text_completion")
-    echoes = _echoes(services, body, prompts)
+    echoes = await asyncio.to_thread(_echoes, services, body, prompts) if body.echo else [""] * len(prompts)
     if body.stream:
         choices = _ChoiceStream(echoes, sampling.n)
         return EventStream(stream_events(generation, head, choices.format, body.include_usage), generation)
@@ -60,8 +60,6 @@ async def _encode(services: Services, prompts: Sequence[Prompt]) -> list[list[in
 
 def _echoes(services: Services, body: CompletionRequest, prompts: Sequence[Sequence[int]]) -> list[str]:
     """What each prompt's choices begin with."""
-    if not body.echo:
-        return [""] * len(prompts)
     tokenizer = services.engine.tokenizer
     return [
         prompt if isinstance(prompt, str) else tokenizer.decode(token_ids, skip_special_tokens=False)

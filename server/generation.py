@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from uuid import uuid4
 
-from engine import Activation, EngineStopped, RequestOutput, RequestStream, SamplingParams
+from engine import Activation, EngineStopped, InvalidRequest, RequestOutput, RequestStream, SamplingParams
 from server.responses import ActivationUsed, AnswerEnd, AnswerHead, Usage, activation_used
 from server.services import Services
 
@@ -45,12 +45,15 @@ class Generation:
         """Hand the prompts to the engine, all or none.
 
         Raises:
-            InvalidRequest: A prompt or a parameter can never work.
+            InvalidRequest: A prompt or a parameter can never work, or there are too many prompts and samples.
             EngineOverloaded: There is no room in the queue.
             EngineStopped: The server is shutting down or the engine is dead.
         """
         if services.lifecycle.draining:
             raise EngineStopped("the server is shutting down and takes no new requests")
+        most = services.engine.config.max_waiting
+        if len(prompts) * sampling.n > most:
+            raise InvalidRequest(f"{len(prompts)} prompts times n = {sampling.n} is more than {most} sequences", "n")
         request_id = f"{id_prefix}-{uuid4().hex}"
         streams: list[RequestStream] = []
         try:

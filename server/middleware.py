@@ -27,14 +27,26 @@ class CountRequests:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
+        def count(status: int) -> None:
+            nonlocal started
+            started = True
+            route = getattr(scope.get("route"), "path", "unmatched")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self._counter.labels(route, method, status).inc()
+
         async def counting_send(message: Message) -> None:
             if message["type"] == "http.response.start":
-                route = getattr(scope.get("route"), "path", "unmatched")
-                method = scope["method"] if scope["method"] in METHODS else "other"
-                self._counter.labels(route, method, message["status"]).inc()
+                count(message["status"])
             await send(message)
 
-        await self._app(scope, receive, counting_send)
+        try:
+            await self._app(scope, receive, counting_send)
+        except Exception:
+            if not started:  # the answer will be made further out, by Starlette's own handler of last resort
+                count(HTTPStatus.INTERNAL_SERVER_ERROR.value)
+            raise
 
 
 class LimitBody:

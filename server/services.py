@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Annotated, cast
 
+import torch
 from fastapi import Depends, Request
 
 from engine import AsyncEngine
@@ -50,8 +51,9 @@ class Services:
 
 
 def _fingerprint(engine: AsyncEngine) -> str:
-    info = engine.info
-    facts = (VERSION, info.name, info.architecture, info.num_parameters, info.dtype)
+    info, config = engine.info, engine.config
+    kernels = (config.kernels, config.ffn_path, config.deterministic, info.threads)
+    facts = (VERSION, torch.__version__, info.architecture, info.weights_digest, info.dtype, *kernels)
     return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from engine import (
     SamplingParams,
     UntunedActivation,
 )
+from engine.request import Request
 from engine.step import StepInputs
 from tests.engine.models.tiny import VOCAB_SIZE, make_tiny
 
@@ -218,6 +221,40 @@ async def test_a_request_id_is_unique_among_those_in_flight(engine: AsyncEngine)
     assert refusal.value.field == "request_id"
     assert (await collect(first)).finished
     assert (await collect(engine.submit([3, 4], SHORT, request_id="twin"))).finished
+
+
+async def test_a_late_abort_does_not_hit_a_new_request_of_the_same_name(engine: AsyncEngine) -> None:
+    first = engine.submit([1, 2], SHORT, request_id="name")
+    while engine.stats().generated_tokens < 12 or engine.stats().running:
+        time.sleep(0.001)  # on purpose: the loop must not hear yet that the request has ended
+    first.abort()
+
+    second = await collect(engine.submit([3, 4], SHORT, request_id="name"))
+
+    assert second.finished
+    assert len(second.samples[0].token_ids) == 12
+
+
+async def test_a_shutdown_during_submit_is_an_error_and_not_a_stream_without_end(
+    engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = engine._engine.check
+
+    def shut_down_meanwhile(*arguments: Any) -> Request:
+        engine.shutdown()
+        return check(*arguments)
+
+    monkeypatch.setattr(engine._engine, "check", shut_down_meanwhile)
+
+    with pytest.raises(EngineStopped):
+        engine.submit([1, 2], SHORT)
+
+
+async def test_more_samples_than_may_ever_wait_are_refused_for_good(engine: AsyncEngine) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        engine.submit([1, 2], SamplingParams(n=9))
+
+    assert refusal.value.field == "n"
 
 
 async def test_seeds_are_filled_in(engine: AsyncEngine) -> None:

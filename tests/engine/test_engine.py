@@ -74,6 +74,35 @@ def test_samples_of_a_prompt_share_its_prefill(engine: Engine) -> None:
     assert engine.stats().prefix_cache_hits == 3 * (len(PROMPT) // 16 * 16)
 
 
+def test_stop_strings_do_not_count_before_min_tokens(engine: Engine) -> None:
+    free = run(engine, PROMPT).samples[0]
+    stop = free.text[0]
+
+    held = run(engine, PROMPT, replace(SAMPLING, stop=(stop,), min_tokens=10)).samples[0]
+
+    assert run(engine, PROMPT, replace(SAMPLING, stop=(stop,))).samples[0].stop_reason == stop
+    assert held.text.startswith(stop)
+    assert len(held.token_ids) >= 10
+
+
+def test_an_interruption_while_tokens_are_handed_out_loses_no_sequence(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    engine.add(engine.check("other", PROMPT, SAMPLING, Activation()))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_advance", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+
+    tokens = 0
+    while engine.has_work:
+        tokens += sum(len(sample.token_ids) for piece in engine.step() for sample in piece.samples)
+    assert tokens == 40
+
+
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_step_leaves_no_false_promise_in_the_cache(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]

@@ -95,15 +95,19 @@ async def test_a_client_that_leaves_before_the_whole_answer_frees_everything(app
 
 
 async def test_a_full_queue_is_429_and_leaves_nothing_behind(tiny_model: Path) -> None:
-    engine = AsyncEngine(tiny_config(tiny_model, max_num_seqs=1, max_waiting=2))
+    engine = AsyncEngine(tiny_config(tiny_model, max_num_seqs=1, max_waiting=20))
     app = create_app(engine, ServerSettings())
     async with app.router.lifespan_context(app), client_of(app) as client:
+        waiting = asyncio.create_task(client.post("/v1/completions", json={**LONG, "prompt": ["x"] * 10}))
+        while engine.stats().waiting == 0:
+            await asyncio.sleep(0.001)
         response = await client.post("/v1/completions", json={**LONG, "prompt": ["x"] * 20})
         error = error_of(response, 429)
         assert error["code"] == "engine_overloaded"
         assert int(response.headers["retry-after"]) >= 1
         assert (await client.get("/health/ready")).status_code == 200
 
+        assert (await waiting).status_code == 200
         await until_idle(engine)
         assert (await client.post("/v1/completions", json={"prompt": "x"})).status_code == 200
 
@@ -153,6 +157,18 @@ async def test_the_event_loop_stays_free_while_the_engine_works(app: FastAPI) ->
         while not long.done():
             assert (await client.get("/health/live")).status_code == 200
             answered += 1
-            await asyncio.sleep(0)  # the in-process client itself never waits
+            await asyncio.sleep(0.001)  # the in-process client itself never waits, and would not let the engine work
         assert (await long).status_code == 200
         assert answered > 10
+
+
+async def test_more_sequences_than_may_ever_wait_are_a_400_and_not_a_429(tiny_model: Path) -> None:
+    engine = AsyncEngine(tiny_config(tiny_model, max_waiting=8))
+    engine.start()
+    try:
+        async with client_of(create_app(engine, ServerSettings())) as client:
+            answer = await client.post("/v1/completions", json={"prompt": ["a", "b", "c"], "n": 3})
+    finally:
+        engine.shutdown()
+
+    assert error_of(answer, 400)["param"] == "n"

@@ -10,6 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from engine import Activation, ActivationMode, AsyncEngine, FinishReason, RequestOutput, SampleOutput
 from server.metrics import ServerMetrics
+from tests.server.conftest import client_of
 from tests.server.helpers import MODES, mode_id
 
 
@@ -126,3 +127,15 @@ async def test_no_label_holds_what_a_client_sent(client: httpx.AsyncClient, app:
 
     assert "mallory" not in text
     assert "0.777" not in text
+
+
+async def test_unexpected_failures_are_counted(app: FastAPI) -> None:
+    @app.get("/broken")
+    async def broken() -> None:
+        raise KeyError("nobody expects this")
+
+    async with client_of(app) as client:
+        assert (await client.get("/broken")).status_code == 500
+        text = (await client.get("/metrics")).text
+
+    assert 'siluette_http_requests_total{method="GET",route="/broken",status="500"} 1.0' in text

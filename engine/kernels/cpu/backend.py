@@ -196,6 +196,8 @@ class CpuBackend(Backend):
 
     def logits(self, x: Tensor) -> Tensor:
         """See `Backend.logits`."""
+        if x.shape[0] == 0:  # a step of unfinished prompts
+            return x.new_empty(0, self.config.vocab_size)
         return self._head(x)
 
     def measure_ffn_costs(self) -> FfnCosts:

@@ -45,7 +45,8 @@ def from_bfloat16(bits):  # type: ignore[no-untyped-def]
 def to_bfloat16(value):  # type: ignore[no-untyped-def]
     """Round a float32 to the nearest bfloat16 (ties to even), seen as uint16. Infinities stay; NaN stays NaN."""
     bits = float_to_bits(value)
-    if value != value:
+    # Asked of the bits: Numba compiles this with the flags of whichever kernel comes first, which may promise no NaN.
+    if (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000):
         return np.uint16(0x7FC0)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
