@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-BENCHMARKS = ("engine_throughput", "http_overhead", "serving")
+BENCHMARKS = ("engine_throughput", "http_overhead", "serving", "determinism")
 
 
 def main() -> None:
