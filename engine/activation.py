@@ -5,7 +5,6 @@ for each negative gate value between SILU, with probability `p`, and RELU, that 
 every kernel is tested against `apply_activation`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from engine.errors import InvalidRequest, UntunedActivation
 from engine.philox import STREAM_ACTIVATION, random_words
-from engine.sampling_params import SEED_MAX, SEED_MIN
+from engine.sampling_params import SEED_MAX, SEED_MIN, check_number
 
 T = TypeVar("T", bound=StrEnum)
 
@@ -83,9 +82,7 @@ class Activation:
                     )
             return
         p = DEFAULT_P if self.p is None else self.p
-        number = isinstance(p, int | float) and not isinstance(p, bool)
-        if not number or not math.isfinite(p) or not 0 <= p <= 1:
-            raise InvalidRequest(f"activation.p must be a number in [0, 1], got {p!r}", "activation.p")
+        check_number("activation.p", p, 0.0, 1.0)
         object.__setattr__(self, "p", float(p))
         seed = self.seed
         if seed is not None and (

@@ -65,12 +65,12 @@ class SamplingParams:
         # stop="\n" is the natural way to write one stop string.
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
-        _in_range("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
-        _in_range("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _in_range("min_p", self.min_p, 0.0, 1.0)
-        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _in_range("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
+        check_number("temperature", self.temperature, 0.0, MAX_TEMPERATURE)
+        check_number("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, open_low=True)
         _at_least("top_k", self.top_k, 0)
         _at_least("min_tokens", self.min_tokens, 0)
         if self.max_tokens is not None:
@@ -91,7 +91,7 @@ class SamplingParams:
                 "logit_bias",
             )
         for bias in self.logit_bias.values():
-            _in_range("logit_bias", bias, -100.0, 100.0)
+            check_number("logit_bias", bias, -100.0, 100.0)
 
     def _check_stop(self) -> None:
         if len(self.stop) > MAX_STOP_STRINGS:
@@ -110,7 +110,8 @@ class SamplingParams:
             )
 
 
-def _in_range(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+def check_number(name: str, value: float, low: float, high: float, open_low: bool = False) -> None:
+    """Refuse what is no finite number in [low, high], or in (low, high] with `open_low`; `name` is the field's."""
     bracket = "(" if open_low else "["
     number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not number or value > high or value < low or (open_low and value == low):

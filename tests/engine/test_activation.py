@@ -23,6 +23,7 @@ from engine.activation import (
 )
 from engine.errors import InvalidRequest, UntunedActivation
 from engine.sampling_params import SEED_MAX, SEED_MIN
+from tests.engine.draws import UNCORRELATED_VARIANTS
 from tests.engine.steps import activation_rows, select
 
 SILU, STOCHASTIC, RELU = ActivationMode
@@ -269,15 +270,7 @@ class TestStatistics:
 
         assert abs(float(shares.mean()) - p) < 4 * (p * (1 - p) / shares.numel()) ** 0.5
 
-    @pytest.mark.parametrize(
-        "variants",
-        [
-            pytest.param([{"layer": layer} for layer in range(16)], id="layers"),
-            pytest.param([{"first": 32 * index} for index in range(16)], id="positions"),
-            pytest.param([{"sample": sample} for sample in range(16)], id="samples"),
-            pytest.param([{"seed": seed} for seed in range(-8, 8)], id="seeds"),
-        ],
-    )
+    @pytest.mark.parametrize("variants", UNCORRELATED_VARIANTS)
     def test_draws_are_uncorrelated(self, variants: list[dict[str, int]]) -> None:
         masks = torch.stack([passed(0.5, **variant) for variant in variants])
 

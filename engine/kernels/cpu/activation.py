@@ -4,10 +4,10 @@ import numpy as np
 from numba import njit, prange
 
 from engine.kernels.cpu.math import narrow, silu, widen
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.philox import philox4x32
 from engine.philox import STREAM_ACTIVATION
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
 _NEVER, _ALWAYS = np.int64(0), np.int64(2**32)
 _ZERO = np.float32(0)
 

@@ -13,10 +13,9 @@ import numpy as np
 from numba import njit, prange
 
 from engine.kernels.cpu.math import exp, narrow, widen
-from engine.kernels.cpu.simd import transposed_dot16, vector_sum, weighted_rows16
-
-BLOCK = 16  # tokens in one block: one vector register of scores
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
+from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.simd import LANES, transposed_dot16, vector_sum, weighted_rows16
+from engine.kv_cache import BLOCK_SIZE as BLOCK
 
 
 @njit(**OPTIONS)
@@ -148,7 +147,7 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
             used = min(BLOCK, count - (b - first_block) * BLOCK)
             for g in range(group):
                 weights_at = g * span + (b - first_block) * BLOCK
-                for d in range(0, head_dim, BLOCK):
+                for d in range(0, head_dim, LANES):
                     weighted_rows16(
                         accumulator, g * head_dim + d, scores, weights_at, flat_values, values_at + d, head_dim, used
                     )

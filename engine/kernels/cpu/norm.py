@@ -4,9 +4,8 @@ import numpy as np
 from numba import njit, prange
 
 from engine.kernels.cpu.math import narrow, widen
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.simd import dot
-
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
 
 
 @njit(parallel=True, **OPTIONS)

@@ -4,9 +4,9 @@ import numpy as np
 from numba import njit, prange
 
 from engine.kernels.cpu.math import narrow
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.simd import add_scaled, dot
 
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
 # Neurons are cut into this many parts whatever the number of threads, so that sums do not depend on it.
 PARTS = 16
 

@@ -11,6 +11,7 @@ from engine.activation import MODE_CODE, Activation, ActivationMode, ActivationR
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.backend import as_array
 from engine.philox import STREAM_ACTIVATION, random_words
+from tests.engine.draws import UNCORRELATED_VARIANTS
 from tests.engine.kernels.threads import numba_threads
 from tests.engine.steps import activation_rows, select
 
@@ -187,15 +188,7 @@ def test_share_of_negative_values_that_pass_is_p(p: float, seed: int) -> None:
     assert abs(share - p) < 4 * (p * (1 - p) / elements) ** 0.5
 
 
-@pytest.mark.parametrize(
-    "variants",
-    [
-        pytest.param([{"layer": layer} for layer in range(16)], id="layers"),
-        pytest.param([{"first": 32 * index} for index in range(16)], id="positions"),
-        pytest.param([{"sample": sample} for sample in range(16)], id="samples"),
-        pytest.param([{"seed": seed} for seed in range(-8, 8)], id="seeds"),
-    ],
-)
+@pytest.mark.parametrize("variants", UNCORRELATED_VARIANTS)
 def test_draws_are_uncorrelated(variants: list[dict[str, int]]) -> None:
     """Within 4 standard errors."""
 

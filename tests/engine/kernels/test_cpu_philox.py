@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from engine import philox as reference
 from engine.kernels.cpu.philox import philox4x32, uniform_rows
+from tests.engine.draws import PUBLISHED_VECTORS
 
 WORD = st.integers(0, 2**32 - 1)
 
@@ -25,14 +26,7 @@ def expected(keys: np.ndarray, positions: np.ndarray, layer: int, size: int, str
     return reference.uniform(words).numpy()
 
 
-@pytest.mark.parametrize(
-    ("counter", "key", "words"),
-    [  # Random123, kat_vectors, philox4x32 with 10 rounds
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
-    ],
-)
+@pytest.mark.parametrize(("counter", "key", "words"), PUBLISHED_VECTORS)
 def test_published_vectors(counter: str, key: str, words: str) -> None:
     inputs = [int(word, 16) for word in f"{counter} {key}".split()]
 

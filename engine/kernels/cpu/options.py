@@ -1,0 +1,5 @@
+"""How the kernels are compiled."""
+
+# No "reassoc": a sum keeps the order in which it is written, so that the same row gives the same bits in any batch.
+# Division by zero gives infinity as in NumPy; Python's exception would keep loops from being vectorised.
+OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
