@@ -27,8 +27,11 @@ from engine.errors import (
 )
 from engine.info import EngineStats, ModelInfo
 from engine.llm import LLM
-from engine.outputs import FinishReason, PositionLogprobs, RequestOutput, SampleOutput, TokenLogprob
+from engine.models.checkpoint import ModelLocation, SourceFormat, resolve_model
+from engine.outputs import FinishReason, PositionLogprobs, PromptScore, RequestOutput, SampleOutput, TokenLogprob
+from engine.quality import MeasuredQuality
 from engine.sampling_params import SamplingParams
+from engine.threads import use_threads
 
 __all__ = [
     "LLM",
@@ -48,16 +51,22 @@ __all__ = [
     "InvalidConfig",
     "InvalidRequest",
     "KernelSet",
+    "MeasuredQuality",
     "ModelInfo",
     "ModelLoadError",
+    "ModelLocation",
     "PositionLogprobs",
     "PositiveBranch",
+    "PromptScore",
     "RequestOutput",
     "RequestStream",
     "SampleOutput",
     "SamplingParams",
     "Scope",
+    "SourceFormat",
     "TokenLogprob",
     "UnsupportedArchitecture",
     "UntunedActivation",
+    "resolve_model",
+    "use_threads",
 ]

@@ -18,7 +18,7 @@ class Decoder:
         """Run the step's token rows through all layers.
 
         Returns:
-            Logits [sampled, vocab] of the rows in `step.sample_rows`, in the model's dtype.
+            Hidden states float32 [rows, hidden], for `logits` of those rows that need them.
         """
         backend, weights = self.backend, self.weights
         backend.begin(step)
@@ -27,4 +27,8 @@ class Decoder:
         for index, layer in enumerate(weights.layers):
             x = x + backend.attention(index, backend.norm(x, layer.input_norm), step)
             x = x + backend.feed_forward(index, backend.norm(x, layer.post_norm), step)
-        return backend.logits(backend.norm(x[step.sample_rows], weights.final_norm))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [rows, hidden] of `forward` to logits [rows, vocab] in the model's dtype."""
+        return self.backend.logits(self.backend.norm(hidden, self.weights.final_norm))

@@ -7,13 +7,15 @@
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from engine.activation import Activation
+from engine.activation import Activation, Scope
 from engine.block_pool import BlockPool
 from engine.config import DType, EngineConfig
 from engine.detokenizer import Detokenizer
@@ -25,7 +27,7 @@ from engine.models.checkpoint import Checkpoint, load_checkpoint
 from engine.models.weights import tensors_of
 from engine.outputs import FinishReason, PositionLogprobs, RequestOutput, SampleOutput, TokenLogprob
 from engine.request import Request, Sequence
-from engine.runner import Runner
+from engine.runner import Runner, StepResult
 from engine.sampler import SampledToken
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
@@ -47,6 +49,7 @@ class _Live:
 
     request: Request
     samples: dict[int, _Sample]
+    logprobs: list[float] = field(default_factory=list)  # of the prompt's tokens, if it is scored
 
 
 def silent(line: str) -> None:
@@ -100,30 +103,59 @@ class Engine:
             ContextLengthExceeded: The prompt leaves no room for a token.
             UntunedActivation: The checkpoint does not support the activation.
         """
-        vocab_size, limit = self.info.vocab_size, self.info.max_model_len
-        if not prompt_token_ids:
-            raise InvalidRequest("the prompt is empty; it must have at least one token", "prompt")
+        limit = self.info.max_model_len
+        self._check_prompt(prompt_token_ids)
         if len(prompt_token_ids) >= limit:
             raise ContextLengthExceeded(
                 f"the prompt has {len(prompt_token_ids)} tokens; with at least one to generate, "
                 f"the context of {limit} tokens is exceeded",
                 "prompt",
             )
-        bad = next(
-            (token for token in (min(prompt_token_ids), max(prompt_token_ids)) if not 0 <= token < vocab_size), None
-        )
-        if bad is not None:
-            raise InvalidRequest(f"prompt has the token id {bad}; ids must be in [0, {vocab_size - 1}]", "prompt")
-        check_token_ids(sampling, vocab_size)
+        check_token_ids(sampling, self.info.vocab_size)
         if sampling.max_tokens is not None and len(prompt_token_ids) + sampling.max_tokens > limit:
             raise ContextLengthExceeded(
                 f"the prompt's {len(prompt_token_ids)} tokens and max_tokens {sampling.max_tokens} "
                 f"exceed the context of {limit} tokens",
                 "max_tokens",
             )
+        self._check_activation(activation)
+        return Request.create(request_id, prompt_token_ids, sampling, activation, limit)
+
+    def check_score(self, request_id: str, prompt_token_ids: SequenceOf[int], activation: Activation) -> Request:
+        """Check a request for the log-probabilities of a prompt. Changes nothing; any thread may call it.
+
+        Raises:
+            InvalidRequest: A token id is outside the vocabulary, the prompt is empty, or the activation would leave it
+                out.
+            ContextLengthExceeded: The prompt is longer than the context.
+            UntunedActivation: The checkpoint does not support the activation.
+        """
+        limit = self.info.max_model_len
+        self._check_prompt(prompt_token_ids)
+        if len(prompt_token_ids) > limit:
+            raise ContextLengthExceeded(
+                f"the prompt has {len(prompt_token_ids)} tokens; the context of {limit} tokens is exceeded", "prompt"
+            )
+        if activation.scope is not Scope.ALL:
+            raise InvalidRequest(
+                f"activation.scope must be 'all' where a prompt is scored: with '{activation.scope}' "
+                "the prompt would run with SILU",
+                "activation.scope",
+            )
+        self._check_activation(activation)
+        return Request.scoring(request_id, prompt_token_ids, activation)
+
+    def _check_prompt(self, token_ids: SequenceOf[int]) -> None:
+        vocab_size = self.info.vocab_size
+        if not token_ids:
+            raise InvalidRequest("the prompt is empty; it must have at least one token", "prompt")
+        bad = next((token for token in (min(token_ids), max(token_ids)) if not 0 <= token < vocab_size), None)
+        if bad is not None:
+            raise InvalidRequest(f"prompt has the token id {bad}; ids must be in [0, {vocab_size - 1}]", "prompt")
+
+    def _check_activation(self, activation: Activation) -> None:
         if not self.config.allow_untuned_activations:
             self.info.support.check(activation)
-        return Request.create(request_id, prompt_token_ids, sampling, activation, limit)
 
     def add(self, request: Request) -> None:
         """Queue a checked request: one sequence for each of its samples."""
@@ -165,16 +197,34 @@ class Engine:
         self._step_seconds += time.perf_counter() - start
         return outputs
 
-    def _advance_all(self, plan: StepPlan, tokens: SequenceOf[SampledToken | None]) -> list[RequestOutput]:
-        """Hand the step's tokens to their sequences and gather what is new by request."""
+    def _advance_all(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
+        """Hand the step's results to their sequences and gather what is new by request."""
         outputs: dict[str, RequestOutput] = {}
         sampled = [item.sequence for item in plan.scheduled if item.samples]
-        for sequence, token in zip(sampled, tokens, strict=True):
+        for sequence, token in zip(sampled, result.tokens, strict=True):
             piece = self._advance(sequence, token)
             output = outputs.setdefault(sequence.request.request_id, self._output(sequence))
             output.samples.append(piece)
             output.finished = sequence.request.request_id not in self._live
-        return list(outputs.values())
+        return [*outputs.values(), *self._collect_scores(plan, result.logprobs)]
+
+    def _collect_scores(self, plan: StepPlan, logprobs: NDArray[np.float32]) -> Iterator[RequestOutput]:
+        """Keep the step's log-probabilities of prompts; finish the prompts that now have all of theirs."""
+        taken = 0
+        for item in plan.scheduled:
+            request = item.sequence.request
+            if not request.scores_prompt:
+                continue
+            live = self._live[request.request_id]
+            del live.logprobs[item.start :]  # a preempted prompt begins anew
+            count = len(item.score_token_ids)
+            live.logprobs += logprobs[taken : taken + count].tolist()
+            taken += count
+            if item.start + item.count == item.sequence.prompt_length:
+                self._finish(item.sequence)
+                output = self._output(item.sequence)
+                output.prompt_logprobs, output.finished = tuple(live.logprobs), True
+                yield output
 
     def _advance(self, sequence: Sequence, token: SampledToken | None) -> SampleOutput:
         """Append a sequence's next token, make text of it and see whether it ends."""
@@ -189,11 +239,17 @@ class Engine:
             self._generated_tokens += 1
             piece = self._piece(sample, token)
         if piece.finish_reason is not None:
-            self._scheduler.finish(sequence)
-            del live.samples[sequence.index]
-            if not live.samples:
-                del self._live[sequence.request.request_id]
+            self._finish(sequence)
         return piece
+
+    def _finish(self, sequence: Sequence) -> None:
+        """Let go of a sequence that has all it wanted, and of its request with the last one."""
+        self._scheduler.finish(sequence)
+        request_id = sequence.request.request_id
+        live = self._live[request_id]
+        del live.samples[sequence.index]
+        if not live.samples:
+            del self._live[request_id]
 
     def _piece(self, sample: _Sample, token: SampledToken) -> SampleOutput:
         sequence, detokenizer = sample.sequence, sample.detokenizer
@@ -322,11 +378,13 @@ def _describe(checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model
     config, dtype = checkpoint.config, checkpoint.weights.embedding.dtype
     return ModelInfo(
         name=checkpoint.name,
+        adapter=checkpoint.adapter.resolve().name if checkpoint.adapter else None,
         architecture=config.architecture,
         vocab_size=config.vocab_size,
         max_model_len=max_model_len,
         dtype=str(dtype).removeprefix("torch."),
         support=checkpoint.support,
+        quality=checkpoint.quality,
         num_parameters=checkpoint.num_parameters,
         weight_bytes=sum(tensor.nbytes for tensor in tensors_of(checkpoint.weights)),
         weights_digest=_digest(tensors_of(checkpoint.weights)),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from engine.activation import ActivationMode, ActivationSupport
+from engine.quality import MeasuredQuality
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,11 +11,13 @@ class ModelInfo:
     """Facts about a loaded model and the engine around it; fixed after the start."""
 
     name: str
+    adapter: str | None  # name of the folder of the merged adapter
     architecture: str
     vocab_size: int
     max_model_len: int
     dtype: str
     support: ActivationSupport
+    quality: MeasuredQuality
     num_parameters: int
     weight_bytes: int
     weights_digest: str  # of a sample of the weights: another model, adapter or dtype gives another one

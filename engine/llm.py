@@ -9,9 +9,9 @@ from typing import Any, cast
 from engine.activation import Activation
 from engine.config import EngineConfig
 from engine.engine import Engine, silent
-from engine.errors import EngineStopped
+from engine.errors import EngineStopped, InvalidRequest
 from engine.info import EngineStats
-from engine.outputs import RequestOutput
+from engine.outputs import PromptScore, RequestOutput
 from engine.request import Request
 from engine.sampling_params import SamplingParams
 from engine.threads import use_threads
@@ -71,9 +71,7 @@ class LLM:
         Raises:
             InvalidRequest: A prompt or parameter is refused; nothing was generated.
         """
-        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
-        batch = [cast(Prompt, prompts)] if alone else cast(SequenceOf[Prompt], prompts)
-        requests = self._check(batch, sampling, activation)
+        requests = self._check(_as_batch(prompts), sampling, activation)
         outputs: dict[str, RequestOutput] = {}
         for piece in self._run(requests):
             if piece.request_id in outputs:
@@ -109,6 +107,42 @@ class LLM:
         """
         return self.generate(self.tokenizer.encode_chat(messages), sampling, activation)[0]
 
+    def score(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        activation: Activation | SequenceOf[Activation] | None = None,
+    ) -> list[PromptScore]:
+        """Log-probabilities of the tokens of one or several prompts, batched. Generates nothing.
+
+        Nothing is read from the prefix cache, which knows no logits; what is computed goes into it.
+
+        Args:
+            prompts: A text, a list of token ids, or a list of these; a prompt may fill the whole context.
+            activation: How feed-forward layers are activated: one for all prompts or one for each, of scope `all`.
+
+        Returns:
+            One score per prompt, in order.
+
+        Raises:
+            InvalidRequest: A prompt or activation is refused; nothing was computed.
+        """
+        engine, batch = self._open(), _as_batch(prompts)
+        each = [activation or Activation()] * len(batch) if not isinstance(activation, SequenceOf) else activation
+        if len(each) != len(batch):
+            raise InvalidRequest(
+                f"activation must be one for all or one for each of the {len(batch)} prompts, got {len(each)}",
+                "activation",
+            )
+        requests = [
+            engine.check_score(self._next_id(), self._token_ids(prompt), one)
+            for prompt, one in zip(batch, each, strict=True)
+        ]
+        outputs = {output.request_id: output for output in self._run(requests)}
+        return [
+            PromptScore(request.prompt_token_ids, outputs[request.request_id].prompt_logprobs or (), request.activation)
+            for request in requests
+        ]
+
     def stats(self) -> EngineStats:
         """Snapshot of all counters."""
         return self._open().stats()
@@ -133,12 +167,14 @@ class LLM:
     ) -> list[Request]:
         engine = self._open()
         sampling, activation = sampling or SamplingParams(), activation or Activation()
-        requests = []
-        for prompt in prompts:
-            token_ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-            self._counter += 1
-            requests.append(engine.check(str(self._counter), token_ids, sampling, activation))
-        return requests
+        return [engine.check(self._next_id(), self._token_ids(prompt), sampling, activation) for prompt in prompts]
+
+    def _next_id(self) -> str:
+        self._counter += 1
+        return str(self._counter)
+
+    def _token_ids(self, prompt: Prompt) -> SequenceOf[int]:
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
 
     def _run(self, requests: list[Request]) -> Iterator[RequestOutput]:
         """Queue requests when the first piece is wanted, and hand out their pieces until they are finished."""
@@ -166,3 +202,8 @@ class LLM:
         """Compute one step of everything in flight. A step moves other streams too: their pieces wait for them."""
         for output in self._open().step():
             self._unread[output.request_id].append(output)
+
+
+def _as_batch(prompts: Prompt | SequenceOf[Prompt]) -> SequenceOf[Prompt]:
+    alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+    return [cast(Prompt, prompts)] if alone else cast(SequenceOf[Prompt], prompts)

@@ -71,6 +71,7 @@ class RequestOutput:
     activation: Activation
     seed: int
     samples: list[SampleOutput]
+    prompt_logprobs: tuple[float, ...] | None = None  # of all tokens but the first, if the prompt is scored
     finished: bool = False  # every sample has its finish reason
 
     def extend(self, piece: "RequestOutput") -> None:
@@ -86,3 +87,19 @@ class RequestOutput:
                 self.samples.append(sample)
                 by_index[sample.index] = sample
         self.finished = piece.finished
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScore:
+    """How likely the model holds a prompt to be.
+
+    Attributes:
+        token_ids: The prompt.
+        logprobs: Log-probability of every token but the first, given those before it: one fewer than `token_ids`. NaN
+            where the model's logits are not finite.
+        activation: The one that was used, its seed filled in.
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    activation: Activation

@@ -23,6 +23,7 @@ class Request:
         seed: Sampling seed that was used.
         activation: With its seed, where it draws.
         max_tokens: Most tokens to generate, capped by the context.
+        scores_prompt: The prompt's log-probabilities are wanted, and no text; `max_tokens` is 0.
     """
 
     request_id: str
@@ -31,6 +32,7 @@ class Request:
     activation: Activation
     seed: int
     max_tokens: int
+    scores_prompt: bool = False
     arrival: float = field(default_factory=time.monotonic)
 
     @classmethod
@@ -53,6 +55,20 @@ class Request:
             activation=activation.with_seed(seed),
             seed=seed,
             max_tokens=max_tokens,
+        )
+
+    @classmethod
+    def scoring(cls, request_id: str, prompt_token_ids: SequenceOf[int], activation: Activation) -> "Request":
+        """A request for the log-probabilities of a prompt's tokens."""
+        seed = draw_seed()
+        return cls(
+            request_id=request_id,
+            prompt_token_ids=tuple(prompt_token_ids),
+            sampling=SamplingParams(seed=seed),
+            activation=activation.with_seed(seed),
+            seed=seed,
+            max_tokens=0,
+            scores_prompt=True,
         )
 
 

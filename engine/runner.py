@@ -1,11 +1,13 @@
 """Executes a step plan: model, kernels, KV cache and sampler."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.activation import ALWAYS_SILU, MODE_CODE, Activation, ActivationMode, ActivationRows
 from engine.config import EngineConfig, KernelSet
@@ -21,11 +23,29 @@ from engine.request import Request, Sequence
 from engine.sampler import SampledToken, Sampler, SamplingRow, UnusableLogits
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, StepPlan
+from engine.scorer import score_tokens
 from engine.step import StepInputs
 
 IntArray = NDArray[np.integer[Any]]
 
 _SILU, _RELU = MODE_CODE[ActivationMode.SILU], MODE_CODE[ActivationMode.RELU]
+
+# Logits of a prompt that is scored are made and reduced this many rows at a time: 256 rows of 49,152 are 50 MB.
+SCORE_ROWS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one step gave.
+
+    Attributes:
+        tokens: The next token of each scheduled sequence that samples, in the plan's order; None where the model's
+            logits are not finite, so that one such sequence does not take the others with it.
+        logprobs: float32 [scored], of the plan's `score_token_ids` one after another; NaN where logits are not finite.
+    """
+
+    tokens: list[SampledToken | None]
+    logprobs: NDArray[np.float32]
 
 
 class Runner:
@@ -53,15 +73,16 @@ class Runner:
         self._warm_up()
 
     @torch.inference_mode()
-    def run(self, plan: StepPlan) -> list[SampledToken | None]:
-        """Compute a plan's tokens.
-
-        Returns:
-            The next token of each scheduled sequence that samples, in the plan's order; None where the model's logits
-            are not finite, so that one such sequence does not take the others with it.
-        """
-        logits = self._decoder.forward(self._inputs(plan))
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute a plan's tokens, and the log-probabilities that it wants."""
+        step = self._inputs(plan)
+        hidden = self._decoder.forward(step)
         rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
+        tokens = self._sample(self._decoder.logits(hidden[step.sample_rows]), rows)
+        return StepResult(tokens, self._score(hidden, step))
+
+    def _sample(self, logits: Tensor, rows: list[SamplingRow]) -> list[SampledToken | None]:
+        """The next token of each row; None where there is none to draw."""
         good = list(range(len(rows)))
         while True:
             try:
@@ -73,6 +94,15 @@ class Runner:
                 for index, token in zip(good, drawn, strict=True):
                     tokens[index] = token
                 return tokens
+
+    def _score(self, hidden: Tensor, step: StepInputs) -> NDArray[np.float32]:
+        """float32 [scored], the log-probabilities that the step wants."""
+        logprobs = np.empty(len(step.score_rows), np.float32)
+        for first in range(0, len(logprobs), SCORE_ROWS):
+            some = slice(first, first + SCORE_ROWS)
+            logits = self._decoder.logits(hidden[step.score_rows[some]])
+            logprobs[some] = score_tokens(logits, step.score_tokens[some])
+        return logprobs
 
     def _warm_up(self) -> None:
         """Run a step of all modes, so that kernels are compiled before the first request and not by it."""
@@ -106,6 +136,10 @@ class Runner:
         place[order] = np.arange(len(order))
         ends = np.cumsum(counts) - 1
         sample_rows = place[[end for end, item in zip(ends, items, strict=True) if item.samples]]
+        targets = [item.score_token_ids for item in items]
+        score_rows = [
+            first + i for first, after in zip(ends - counts + 1, targets, strict=True) for i in range(len(after))
+        ]
 
         sequence, positions = sequence[order], positions[order]
         slots = tables[sequence, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
@@ -125,6 +159,8 @@ class Runner:
             activations=rows,
             sparse_rows=int(sparse.sum()),
             sample_rows=torch.from_numpy(sample_rows.astype(np.int64)),
+            score_rows=torch.from_numpy(place[score_rows].astype(np.int64)),
+            score_tokens=torch.tensor([token for after in targets for token in after], dtype=torch.int64),
         )
 
     def _activations(

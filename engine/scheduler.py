@@ -17,6 +17,13 @@ class ScheduledSequence:
     count: int
     samples: bool  # the step reaches the sequence's end, so that its next token is drawn
 
+    @property
+    def score_token_ids(self) -> list[int]:
+        """Of a prompt that is scored the tokens that follow these, one each, but for the prompt's last; else none."""
+        if not self.sequence.request.scores_prompt:
+            return []
+        return self.sequence.token_ids[self.start + 1 : self.start + self.count + 1]
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
@@ -138,17 +145,21 @@ class Scheduler:
         if not sequence.was_admitted:  # later it finds what it computed itself
             sequence.was_admitted = True
             sequence.num_cached = sequence.num_computed
-        if self.pool.prefix_caching:
+        if self._looks_up(sequence):
             self.cache_queries += len(sequence.token_ids)
             self.cache_hits += sequence.num_computed
         return True
+
+    def _looks_up(self, sequence: Sequence) -> bool:
+        """Whether the prefix cache can help: it has keys and values, but no logits for a prompt that is scored."""
+        return self.pool.prefix_caching and not sequence.request.scores_prompt
 
     def _cached_blocks(self, sequence: Sequence) -> list[tuple[int, int]]:
         """Blocks of the longest cached beginning, with the names of their contents."""
         found: list[tuple[int, int]] = []
         parent = 0
         # The last token is always computed: its logits are needed.
-        for index in range((len(sequence.token_ids) - 1) // BLOCK_SIZE if self.pool.prefix_caching else 0):
+        for index in range((len(sequence.token_ids) - 1) // BLOCK_SIZE if self._looks_up(sequence) else 0):
             match = self.pool.match(parent, *_content(sequence, index))
             if match is None:
                 break
@@ -164,7 +175,8 @@ class Scheduler:
             block = sequence.block_ids[index]
             sequence.cache_parent = self.pool.register(block, sequence.cache_parent, *_content(sequence, index))
             sequence.num_registered = index + 1
-        return ScheduledSequence(sequence, start, count, samples=sequence.num_computed == len(sequence.token_ids))
+        at_end = sequence.num_computed == len(sequence.token_ids)
+        return ScheduledSequence(sequence, start, count, samples=at_end and not sequence.request.scores_prompt)
 
     def _suspend_last(self) -> Sequence:
         """Let the sequence that was admitted last wait again, at the front."""

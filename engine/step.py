@@ -21,7 +21,9 @@ class StepInputs:
         block_tables: int32 [sequences, blocks], cache blocks of each sequence in order, padded with 0.
         activations: Each row's activation.
         sparse_rows: Number of leading rows that take the sparse feed-forward path.
-        sample_rows: int64 [sampled], rows whose hidden state becomes logits.
+        sample_rows: int64 [sampled], rows after which a token is drawn.
+        score_rows: int64 [scored], rows after which the next token is known and its log-probability is wanted.
+        score_tokens: int64 [scored], these next tokens.
     """
 
     token_ids: Tensor
@@ -32,3 +34,5 @@ class StepInputs:
     activations: ActivationRows
     sparse_rows: int
     sample_rows: Tensor
+    score_rows: Tensor
+    score_tokens: Tensor

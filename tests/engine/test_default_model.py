@@ -43,7 +43,7 @@ LONG_TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps. " 
 
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
-    with LLM(config=EngineConfig(dtype=DType.FLOAT32, kv_cache_mib=256)) as llm:
+    with LLM(config=EngineConfig(adapter="none", dtype=DType.FLOAT32, kv_cache_mib=256)) as llm:
         yield llm
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.activation import Activation, Scope
 from engine.kv_cache import blocks_for
 from engine.request import Sequence
-from tests.engine.simulation import RELU, RELU_DECODE, SILU, Simulation, make_sequences, stochastic
+from tests.engine.simulation import RELU, RELU_DECODE, SILU, Simulation, make_scored, make_sequences, stochastic
 
 # Few texts, activations and lengths around block borders: much is shared, and much only looks as if it could be.
 # The last text is what the simulation generates after the first.
@@ -35,6 +35,7 @@ class Arrival:
         step: When it comes.
         text: Its prompt is the beginning of this one of `TEXTS`; None: of an earlier sequence's prompt and output, as
             in the next turn of a conversation.
+        scored: Its log-probabilities are wanted and no text; `n` and `max_tokens` do not count.
         patience: Steps after which it is aborted if it is not finished; None waits for ever.
     """
 
@@ -44,7 +45,13 @@ class Arrival:
     activation: int
     n: int
     max_tokens: int
+    scored: bool
     patience: int | None
+
+    def sequences(self, prompt: list[int], activation: Activation) -> list[Sequence]:
+        if self.scored:
+            return [make_scored(prompt, activation)]
+        return make_sequences(prompt, activation, self.max_tokens, self.n)
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ ARRIVALS = st.builds(
     activation=st.integers(0, 2),
     n=st.sampled_from([1, 1, 1, 2, 3]),
     max_tokens=st.integers(1, 40),
+    scored=st.sampled_from([False, False, False, True]),
     patience=st.one_of(st.none(), st.none(), st.integers(0, 20)),
 )
 WORKLOADS = st.builds(
@@ -102,7 +110,7 @@ def play(workload: Workload) -> Simulation:
             if arrival.step == now:
                 activation = workload.activations[arrival.activation % len(workload.activations)]
                 prompt = prompt_of(arrival, simulation.arrived)
-                samples[number] = make_sequences(prompt, activation, arrival.max_tokens, arrival.n)
+                samples[number] = arrival.sequences(prompt, activation)
                 simulation.add(*samples[number])
             if arrival.patience is not None and arrival.step + arrival.patience == now:
                 for sequence in samples[number]:
@@ -127,7 +135,7 @@ def test_every_plan_is_sound_and_every_sequence_is_finished(workload: Workload) 
     simulation = play(workload)
 
     assert simulation.gone == set(simulation.arrived)
-    assert len(simulation.arrived) == sum(arrival.n for arrival in workload.arrivals)
+    assert len(simulation.arrived) == sum(1 if arrival.scored else arrival.n for arrival in workload.arrivals)
     assert simulation.pool.num_free == simulation.pool.num_blocks
     if all(arrival.patience is None for arrival in workload.arrivals):
         assert all(s.num_generated == s.request.max_tokens for s in simulation.arrived)

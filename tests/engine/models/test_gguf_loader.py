@@ -217,7 +217,7 @@ def test_an_unsupported_architecture_is_named(llama, tmp_path):
 
 @pytest.mark.slow
 def test_the_default_model_equals_the_one_that_transformers_loads():
-    checkpoint = load_checkpoint(None, dtype=torch.float32, progress=lambda line: None)
+    checkpoint = load_checkpoint(None, dtype=torch.float32, adapter="none", progress=lambda line: None)
     folder, file = checkpoint.path.parent, checkpoint.path.name
     reference = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
 
