@@ -1,4 +1,4 @@
-"""The command line: `siluette serve`, `generate`, `info` and `bench`.
+"""The command line: `siluette serve`, `generate`, `info`, `bench`, `eval` and `tune`.
 
 Whatever loads torch is imported inside the commands, so that `siluette --help` answers at once.
 """
@@ -7,18 +7,16 @@ import math
 import secrets
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import orjson
 import typer
 from rich.console import Console
-from rich.text import Text
 
+from server import cli_eval, cli_tune
 from server import cli_options as opt
+from server.cli_support import check_writable, engine_config, errors_as_one_line, given, progress_on, write_json
 from server.loadgen import BenchConfig, Endpoint, run_benchmark, run_event_loop
 from server.loadgen_client import RequestError, Target
 from server.loadgen_report import print_report
@@ -27,10 +25,9 @@ from server.machine import describe_machine
 from server.version import VERSION
 
 if TYPE_CHECKING:
-    from engine import LLM, EngineConfig
+    from engine import LLM
     from server.settings import ServerSettings
 
-USAGE_ERROR = 2
 ACTIVATION_OPTIONS = {"mode", "p", "scope", "activation_seed"}
 SERVER, WORKLOAD, REQUESTS = "Server", "Workload", "Requests"
 
@@ -40,6 +37,8 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(cli_eval.app, name="eval")
+app.command()(cli_tune.tune)
 
 
 def _print_version(wanted: bool) -> None:
@@ -141,8 +140,8 @@ def serve(
     from server.serve import serve as run_server
 
     settings = _server_settings(context)
-    with _errors_as_one_line(EngineError, OSError):
-        run_server(_engine_config(context), settings, progress=typer.echo)
+    with errors_as_one_line(EngineError, OSError):
+        run_server(engine_config(context), settings, progress=typer.echo)
 
 
 @app.command()
@@ -190,13 +189,13 @@ def generate(
 
     if system is not None and chat is False:
         raise typer.BadParameter("a system message needs a chat", param_hint="--system")
-    chosen = {name.removeprefix("activation_"): value for name, value in _given(context, ACTIVATION_OPTIONS).items()}
+    chosen = {name.removeprefix("activation_"): value for name, value in given(context, ACTIVATION_OPTIONS).items()}
     log = Console(stderr=True)
-    with _errors_as_one_line(EngineError, OSError):
+    with errors_as_one_line(EngineError, OSError):
         # Both check themselves: before the seconds that loading takes.
-        sampling = SamplingParams(**_given(context, {field.name for field in fields(SamplingParams)}))
+        sampling = SamplingParams(**given(context, {field.name for field in fields(SamplingParams)}))
         activation = Activation(**chosen)
-        with LLM(config=_engine_config(context), progress=_progress(log)) as llm:
+        with LLM(config=engine_config(context), progress=progress_on(log)) as llm:
             ids = _prompt_ids(llm, sys.stdin.read() if prompt == "-" else prompt, chat, system)
             started = time.perf_counter()
             output = print_generation(Console(), log, llm.stream(ids, sampling, activation), sampling.n)
@@ -220,8 +219,8 @@ def info(
     from server.console import model_table
 
     with (
-        _errors_as_one_line(EngineError, OSError),
-        LLM(config=_engine_config(context), progress=_progress(Console(stderr=True))) as llm,
+        errors_as_one_line(EngineError, OSError),
+        LLM(config=engine_config(context), progress=progress_on(Console(stderr=True))) as llm,
     ):
         Console().print(model_table(llm.info))
 
@@ -305,8 +304,7 @@ def bench(
     ] = None,
 ) -> None:
     """Measure a server: throughput, time to first token and latencies. Any server with OpenAI's API will do."""
-    if json_path is not None and not json_path.absolute().parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {json_path.parent}", param_hint="--json")
+    check_writable(json_path, "--json")
     try:
         lengths = Length.parse(prompt_tokens), Length.parse(output_tokens)
         mix = ModeMix.parse(mode_mix)
@@ -326,29 +324,14 @@ def bench(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    with _errors_as_one_line(RequestError, OSError):
-        report = run_event_loop(run_benchmark(config, _progress(Console(stderr=True))))
+    with errors_as_one_line(RequestError, OSError):
+        report = run_event_loop(run_benchmark(config, progress_on(Console(stderr=True))))
         print_report(report, Console())
         if json_path is not None:
             document = {"benchmark": "serving", "machine": asdict(describe_machine()), **report.to_json()}
-            json_path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+            write_json(json_path, document)
     if not report.total.completed:
         raise typer.Exit(1)
-
-
-def _given(context: typer.Context, names: set[str]) -> dict[str, Any]:
-    """The command's parameters among `names` that the user has set; unset ones keep the default of who reads them."""
-    return {name: value for name, value in context.params.items() if name in names and value not in (None, [], ())}
-
-
-def _engine_config(context: typer.Context) -> "EngineConfig":
-    from engine import DType, EngineConfig, FfnPath, KernelSet
-
-    kinds = {"dtype": DType, "ffn_path": FfnPath, "kernels": KernelSet}
-    given = _given(context, {field.name for field in fields(EngineConfig)})
-    for name in kinds.keys() & given.keys():
-        given[name] = kinds[name](given[name])
-    return EngineConfig(**given)
 
 
 def _server_settings(context: typer.Context) -> "ServerSettings":
@@ -358,7 +341,7 @@ def _server_settings(context: typer.Context) -> "ServerSettings":
     from server.settings import ServerSettings
 
     try:
-        return ServerSettings(**_given(context, set(ServerSettings.model_fields)))
+        return ServerSettings(**given(context, set(ServerSettings.model_fields)))
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
         raise typer.BadParameter("; ".join(problems), param_hint="the server's settings") from error
@@ -371,20 +354,6 @@ def _prompt_ids(llm: "LLM", prompt: str, chat: bool | None, system: str | None) 
         return llm.tokenizer.encode(prompt)
     messages = [] if system is None else [{"role": "system", "content": system}]
     return llm.tokenizer.encode_chat([*messages, {"role": "user", "content": prompt}])
-
-
-def _progress(console: Console) -> Callable[[str], None]:
-    return lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
-
-
-@contextmanager
-def _errors_as_one_line(*kinds: type[Exception]) -> Iterator[None]:
-    """End with one line and exit status 2 on errors that the user can mend; others keep their traceback."""
-    try:
-        yield
-    except kinds as error:
-        Console(stderr=True).print(Text.assemble(("Error: ", "bold red"), str(error)), soft_wrap=True)
-        raise typer.Exit(USAGE_ERROR) from error
 
 
 if __name__ == "__main__":

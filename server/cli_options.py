@@ -34,7 +34,11 @@ ModelOption = Annotated[
 ]
 Adapter = Annotated[
     str | None,
-    typer.Option(help="Folder of a PEFT LoRA adapter that is merged at load.", rich_help_panel=MODEL),
+    typer.Option(
+        help="Folder of a PEFT LoRA adapter that is merged at load; 'none' for no adapter.",
+        show_default="the default model's own",
+        rich_help_panel=MODEL,
+    ),
 ]
 DTypeOption = Annotated[
     DTypeName | None,

@@ -9,7 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from engine import Activation, ActivationMode, EngineStats, ModelInfo, RequestOutput, SampleOutput
+from engine import Activation, ActivationMode, EngineStats, MeasuredQuality, ModelInfo, RequestOutput, SampleOutput
 
 MIN_SAMPLE_WIDTH = 38  # narrower columns of text are hard to read
 
@@ -117,6 +117,7 @@ def model_table(info: ModelInfo) -> Table:
     tuned = "tuned" if support.tuned else "not tuned: what untuned models tolerate"
     rows = {
         "model": info.name,
+        **({"adapter": info.adapter} if info.adapter else {}),
         "architecture": info.architecture,
         "parameters": f"{info.num_parameters / 1e6:,.1f} M",
         "shape": f"{info.num_layers} layers, hidden {info.hidden_size}, intermediate {info.intermediate_size}, "
@@ -125,6 +126,7 @@ def model_table(info: ModelInfo) -> Table:
         "dtype": info.dtype,
         "modes": f"{support.describe()} ({tuned})",
         "positive branch": str(support.positive_branch),
+        **_quality_rows(info.quality),
         "weights": _mib(info.weight_bytes),
         "KV cache": f"{_mib(info.kv_cache_bytes)}, {info.num_kv_blocks} blocks of {info.block_size} tokens",
         "threads": str(info.threads),
@@ -136,6 +138,18 @@ def model_table(info: ModelInfo) -> Table:
     for name, value in rows.items():
         table.add_row(name, Text(value))
     return table
+
+
+def _quality_rows(quality: MeasuredQuality) -> dict[str, str]:
+    """What the checkpoint says of itself; no row where it says nothing."""
+    rows = {
+        f"perplexity, {text}": "  ".join(f"{name} {value:.2f}" for name, value in values.items())
+        for text, values in quality.perplexity.items()
+    }
+    if quality.mean_sparsity is not None:
+        low, high = min(quality.sparsity), max(quality.sparsity)
+        rows["zeros in RELU mode"] = f"{quality.mean_sparsity:.1%} on average, {low:.0%} to {high:.0%} by layer"
+    return rows
 
 
 def _mib(size: int) -> str:

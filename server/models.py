@@ -35,5 +35,6 @@ def _card(services: Services) -> ModelCard:
             "min_p": info.support.min_p,
             "max_p": info.support.max_p,
             "tuned": info.support.tuned,
+            "sparsity": info.quality.mean_sparsity,
         },
     }

@@ -151,6 +151,7 @@ class ActivationLimits(TypedDict):
     min_p: float
     max_p: float
     tuned: bool
+    sparsity: float | None
 
 
 class ModelList(TypedDict):
