@@ -35,8 +35,8 @@ class EngineConfig:
 
     Attributes:
         model: Hugging Face folder or name, or GGUF file; None is the default model.
-        adapter: Folder of a PEFT LoRA adapter that is merged at load. None is the one that comes with the default model,
-            and nothing for other models; "none" is nothing.
+        adapter: Folder of a PEFT LoRA adapter that is merged at load. None is the one that comes with the default
+            model, and nothing for other models; "none" is nothing.
         max_model_len: Longest sequence (prompt and output); None is the model's own, capped by the KV cache.
         max_num_seqs: Most sequences in the running batch.
         max_num_batched_tokens: Most tokens in one step; longer prompts run in chunks of what decoding leaves.

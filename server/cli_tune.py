@@ -4,6 +4,7 @@ Whatever loads torch is imported inside the command, as in `server.cli`.
 """
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,9 +18,11 @@ from server import cli_options as opt
 from server.cli_support import errors_as_one_line, progress_on
 
 if TYPE_CHECKING:
+    from training.config import TuneConfig
     from training.log import Measurement
     from training.trainer import Trainer
 
+SELF_GENERATED_FILE = "self-generated.jsonl"
 ACTIVATIONS, LOSS, OPTIMISER, RUN = "Activations", "Loss", "Optimiser", "Run"
 
 
@@ -29,13 +32,21 @@ def tune(
         typer.Option("--output", "-o", file_okay=False, help="Folder for the result; a killed run in it goes on."),
     ],
     text: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--text",
             "-t",
             help="File, folder or JSONL to train on, with a weight if wanted: 'docs:0.5'; may be given several times.",
         ),
-    ],
+    ] = None,
+    self_generated: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Train on so many texts, too, that the model writes itself first: conversations if it has a chat "
+            "template, else documents.",
+        ),
+    ] = None,
     held_out: Annotated[
         list[Path] | None,
         typer.Option(exists=True, help="Text that perplexity is measured on; may be given several times."),
@@ -80,6 +91,15 @@ def tune(
             rich_help_panel=OPTIMISER,
         ),
     ] = "lora",
+    adapter: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="LoRA adapter to go on from; its rank and scale count.",
+            rich_help_panel=OPTIMISER,
+        ),
+    ] = None,
     lora_rank: Annotated[int, typer.Option(help="Rank of the changes.", rich_help_panel=OPTIMISER)] = 64,
     lora_alpha: Annotated[
         float | None,
@@ -144,6 +164,7 @@ def tune(
             gate_l1=gate_l1,
             positive_branch=PositiveBranch(positive_branch),
             trained=Trained(train),
+            adapter=adapter,
             lora_rank=lora_rank,
             lora_alpha=lora_alpha,
             learning_rate=learning_rate,
@@ -162,8 +183,11 @@ def tune(
             dtype=dtype,
             device=device,
         )
+        sources = [TextSource.parse(item) for item in text or []]
+        if self_generated is not None:
+            sources.append(TextSource(_write_own_text(config, self_generated, threads, progress_on(log))))
         use_threads(threads)
-        reader = text_reader([TextSource.parse(item) for item in text], names_of(held_out or []), seed)
+        reader = text_reader(sources, names_of(held_out or []), seed)
         trainer = Trainer(config, reader, progress_on(log))
         log.print(f"Training {trainer.num_trained / 1e6:.1f} million weights", style="dim")
         _run(trainer, log)
@@ -171,6 +195,17 @@ def tune(
         if trainer.log.measurements:
             console.print(_quality_table(trainer.log.measurements[0], trainer.log.measurements[-1]))
         log.print(f"Wrote {path}", style="dim", soft_wrap=True)
+
+
+def _write_own_text(config: "TuneConfig", count: int, threads: int | None, progress: Callable[[str], None]) -> Path:
+    from engine import LLM
+    from training.self_generation import fast_config, write_texts
+
+    path = config.output / SELF_GENERATED_FILE
+    with LLM(config=fast_config(config.model, threads), progress=progress) as llm:
+        chats = llm.tokenizer.has_chat_template
+        write_texts(llm, path, count, config.seed, chats=chats, report=progress)
+    return path
 
 
 def _run(trainer: "Trainer", log: Console) -> None:

@@ -244,13 +244,17 @@ class TestApiPage:
 
 
 def cli_options() -> dict[str, set[str]]:
-    group = typer.main.get_command(cli)
-    commands: dict[str, Any] = group.commands  # type: ignore[attr-defined]
-    return {
-        name: {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-        | {"--help"}
-        for name, command in commands.items()
-    }
+    """Options of each command; of a group such as `eval`, those of all its commands."""
+    return {name: _options_of(command) for name, command in _commands_of(typer.main.get_command(cli)).items()}
+
+
+def _commands_of(command: Any) -> dict[str, Any]:
+    return getattr(command, "commands", {})
+
+
+def _options_of(command: Any) -> set[str]:
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    return options.union({"--help"}, *map(_options_of, _commands_of(command).values()))
 
 
 class TestTree:

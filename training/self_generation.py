@@ -18,7 +18,7 @@ from training.conversations import Conversation, append_batch, resume
 from training.errors import GenerationError, TrainingError
 
 if TYPE_CHECKING:
-    from engine import LLM, SampleOutput, SamplingParams
+    from engine import LLM, EngineConfig, SampleOutput, SamplingParams
 
 MARKER = "USER-MESSAGE-GOES-HERE"
 MAX_BATCH = 128  # samples of one request
@@ -87,6 +87,20 @@ class ChatFrame:
         )
 
 
+def fast_config(model: str | None = None, threads: int | None = None) -> "EngineConfig":
+    """Settings for an engine that writes a lot of text at once: the untouched model, in large batches."""
+    from engine import EngineConfig
+
+    return EngineConfig(
+        model=model,
+        adapter="none",
+        threads=threads,
+        deterministic=False,
+        max_num_seqs=MAX_BATCH,
+        max_num_batched_tokens=512,
+    )
+
+
 Batch = tuple[int, list[Conversation]]  # its number, and what is of use of it: nothing, it may be
 
 
@@ -96,8 +110,7 @@ def generate_chats(
     """Conversations of one message and one answer, no message twice.
 
     Args:
-        llm: Fastest with `EngineConfig(deterministic=False, max_num_seqs=128, max_num_batched_tokens=512)`; with
-            `deterministic=True` the text is a function of the seed and settings alone.
+        llm: Fastest with `fast_config`; with `deterministic=True` the text is a function of seed and settings alone.
         count: Number of conversations.
         seed: At least 0.
         settings: How they are written.
@@ -292,11 +305,10 @@ def main(
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Texts that are written at once.")] = MAX_BATCH,
 ) -> None:
     """Let a model write its own training text."""
-    from engine import LLM, EngineConfig, EngineError
+    from engine import LLM, EngineError
 
-    config = EngineConfig(deterministic=False, max_num_seqs=MAX_BATCH, max_num_batched_tokens=512)
     try:
-        with LLM(model, config=config, progress=typer.echo) as llm:
+        with LLM(config=fast_config(model), progress=typer.echo) as llm:
             settings = GenerationSettings(batch_size=batch_size)
             write_texts(llm, output, count, seed, settings, chats=not documents, report=typer.echo)
     except (TrainingError, EngineError) as error:

@@ -16,7 +16,7 @@ from engine.models.architectures import read_config, read_json
 from engine.models.config import DecoderConfig, DecoderWeights
 from engine.models.gguf_file import GgufFile
 from engine.models.gguf_loader import GgufSource, gguf_eos_token_ids, gguf_inv_freq, read_gguf_config
-from engine.models.lora import LoraAdapter
+from engine.models.lora import CONFIG_FILE, LoraAdapter
 from engine.models.rope import inverse_frequencies
 from engine.models.safetensors_loader import METADATA_PREFIX, SafetensorsSource
 from engine.models.weights import TensorSource, build_weights, tensors_of
@@ -216,7 +216,7 @@ def _adapter_folder(model: str | None, adapter: str | None) -> Path | None:
     if adapter is not None:
         return Path(adapter).expanduser()
     shipped = Path(__file__).parents[2] / "models" / DEFAULT_ADAPTER
-    return shipped if model is None and shipped.is_dir() else None
+    return shipped if model is None and (shipped / CONFIG_FILE).is_file() else None
 
 
 def _tuning(metadata: Mapping[str, str], path: Path) -> tuple[ActivationSupport, MeasuredQuality]:
