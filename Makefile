@@ -21,7 +21,7 @@ DEV_STAMP := $(VENV)/.dev
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help install serve test lint format bench constraints clean
+.PHONY: help install serve test lint format bench model constraints clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,9 @@ format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
 
 bench: $(DEV_STAMP) ## Run the benchmarks; results go to bench/results
 	@$(BIN)/python -m bench $(ARGS)
+
+model: $(DEV_STAMP) ## Train the adapter of the default model anew (two hours on two cores)
+	@PATH="$(abspath $(BIN)):$$PATH" models/smollm2-135m-stocha/recipe.sh
 
 constraints: $(VENV_STAMP) ## Resolve all dependencies anew and rewrite constraints.txt
 	@$(BIN)/python scripts/update_constraints.py

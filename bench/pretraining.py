@@ -227,6 +227,7 @@ def run_config(recipe: Recipe, settings: Settings, seed: int, model: Path, outpu
         method=recipe.method,
         p=Constant(settings.p if recipe.p is None else recipe.p),
         alpha=settings.alpha if recipe.switches else 0.0,
+        distillation=0.0,
         positive_branch=PositiveBranch.IDENTITY,
         trained=Trained.ALL,
         learning_rate=settings.learning_rate,

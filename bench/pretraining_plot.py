@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.plots import COLOURS
+from evaluation.plots import COLOURS, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +41,6 @@ def plot(series: Sequence[Series], switch: int, path: Path) -> None:
         switch: Tokens read before the switch to RELU.
         path: SVG file to write; its folder is made if it does not exist.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     base = np.asarray(series[0].losses)
@@ -55,9 +54,7 @@ def plot(series: Sequence[Series], switch: int, path: Path) -> None:
     difference.set(title=f"training loss minus that of {series[0].label}", ylabel="nats per token")
     _draw_final(final, series)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Text as text, no date and no random ids: the same numbers give the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "siluette"}):
-        figure.savefig(path, format="svg", metadata={"Date": None})
+    save_figure(figure, path)
 
 
 def _draw_curves(axes: "Axes", series: Sequence[Series], values: Sequence[NDArray[np.float64]], switch: int) -> None:

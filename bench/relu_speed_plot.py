@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.relu_feed_forward import RowsResult
-from evaluation.plots import COLOURS
+from evaluation.plots import COLOURS, save_figure
 
 GROUP_WIDTH = 0.8  # of the bars of one layer together; layers are 1 apart
 
@@ -17,7 +17,6 @@ def plot(results: Sequence[RowsResult], path: Path) -> None:
         results: One entry for each number of rows, of the same model.
         path: SVG or PNG file to write; its folder is made if it does not exist.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     layers = range(len(results[0].layers))
@@ -49,6 +48,4 @@ def plot(results: Sequence[RowsResult], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Text as text, no date and no random ids: the same numbers give the same file.
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "siluette"}):
-        figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix.lower() == ".svg" else None)
+    save_figure(figure, path)

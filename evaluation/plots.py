@@ -65,7 +65,7 @@ def plot_quality_diversity(
             _draw_family(axes, number, family, drawn, n)
         _name_axes(axes, axis_name, f"accuracy of {'one sample' if n == 1 else f'the best of {n} samples'}")
     _legend_below(figure, columns=3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_best_of_n(results: Sequence[ControlResult], path: Path) -> None:
@@ -99,7 +99,7 @@ def plot_best_of_n(results: Sequence[ControlResult], path: Path) -> None:
     axes.set_xticks(ticks, [str(n) for n in ticks])
     _name_axes(axes, "N", "accuracy of the best of N samples")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_perplexity(curves: Mapping[str, Mapping[float, float]], path: Path) -> None:
@@ -125,7 +125,7 @@ def plot_perplexity(curves: Mapping[str, Mapping[float, float]], path: Path) -> 
     axes.invert_xaxis()
     _name_axes(axes, "p, probability of SILU for a negative gate value", "perplexity")
     axes.legend(frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_zeros(zeros: Mapping[str, Sequence[float]], path: Path) -> None:
@@ -161,7 +161,7 @@ def plot_zeros(zeros: Mapping[str, Sequence[float]], path: Path) -> None:
     _name_axes(axes, "layer", "zeros of act(gate), %")
     axes.grid(visible=False, axis="x")
     _legend_below(figure, columns=len(zeros))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _by_family(results: Sequence[ControlResult]) -> dict[str, list[ControlResult]]:
@@ -233,13 +233,22 @@ def _new_figure(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a picture; the same numbers give the same file.
+
+    Args:
+        figure: The picture.
+        path: File to write, .svg or .png.
+
+    Raises:
+        PlotError: An unknown suffix, or the file cannot be written.
+    """
     import matplotlib
 
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise PlotError(f"a plot's file must end in {' or '.join(FORMATS)}, got {path.name!r}")
-    # SVG with text as text, and without date and random ids: the same numbers give the same file.
+    # SVG with text as text, and without date and random ids.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "siluette"}):
         try:
             figure.savefig(path, format=suffix[1:], dpi=150, metadata={"Date": None} if suffix == ".svg" else None)

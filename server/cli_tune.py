@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from training.log import Measurement
     from training.trainer import Trainer
 
+SWI_FT_ALPHA = 0.1  # in the paper 5 to 20 % of the steps
 SELF_GENERATED_FILE = "self-generated.jsonl"
 ACTIVATIONS, LOSS, OPTIMISER, RUN = "Activations", "Loss", "Optimiser", "Run"
 
@@ -66,21 +67,27 @@ def tune(
             help="p of stocha: a number, 'START:END', or shares of sequences: 'relu=0.5,silu=0.25,uniform=0.25'.",
             rich_help_panel=ACTIVATIONS,
         ),
-    ] = "0.7",
+    ] = "relu=0.45,silu=0.3,uniform=0.25",
     alpha: Annotated[
-        float, typer.Option(help="Share of the steps, at the end, in RELU mode.", rich_help_panel=ACTIVATIONS)
-    ] = 0.1,
+        float | None,
+        typer.Option(
+            help="Share of the steps, at the end, in RELU mode.",
+            show_default="0; 0.1 with swi+ft",
+            rich_help_panel=ACTIVATIONS,
+        ),
+    ] = None,
     positive_branch: Annotated[
         Literal["silu", "identity"],
         typer.Option(help="What is computed for gate values >= 0.", rich_help_panel=ACTIVATIONS),
     ] = "silu",
     distillation: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Weight of the divergence from the untouched model; the next token's loss has the rest.",
+            show_default="1; 0 from scratch",
             rich_help_panel=LOSS,
         ),
-    ] = 0.0,
+    ] = None,
     gate_l1: Annotated[
         float, typer.Option(help="Weight of the L1 norm of act(gate): more zeros.", rich_help_panel=LOSS)
     ] = 0.0,
@@ -159,8 +166,8 @@ def tune(
             model=model,
             method=Method(method),
             p=parse_p(p),
-            alpha=alpha,
-            distillation=distillation,
+            alpha=(SWI_FT_ALPHA if method == "swi+ft" else 0.0) if alpha is None else alpha,
+            distillation=(0.0 if from_scratch else 1.0) if distillation is None else distillation,
             gate_l1=gate_l1,
             positive_branch=PositiveBranch(positive_branch),
             trained=Trained(train),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from engine import PositiveBranch
 from training.errors import InvalidTuneConfig
-from training.schedule import Constant, PSchedule
+from training.schedule import Mixture, PSchedule
 
 SEED_LIMIT = 2**63
 
@@ -68,9 +68,9 @@ class TuneConfig:
     output: Path
     model: str | None = None
     method: Method = Method.STOCHA
-    p: PSchedule = field(default_factory=lambda: Constant(0.7))
-    alpha: float = 0.1
-    distillation: float = 0.0
+    p: PSchedule = field(default_factory=lambda: Mixture(relu=0.45, silu=0.3, uniform=0.25))
+    alpha: float = 0.0
+    distillation: float = 1.0
     gate_l1: float = 0.0
     positive_branch: PositiveBranch = PositiveBranch.SILU
     trained: Trained = Trained.LORA

@@ -18,6 +18,7 @@ SETTINGS = TuneConfig(
     output=Path(),
     p=MIXED,
     alpha=0.4,
+    distillation=0.0,
     lora_rank=4,
     learning_rate=1e-2,
     warmup_steps=2,
