@@ -47,3 +47,7 @@ class UnsupportedModel(TrainingError):
 
 class ResumeError(TrainingError):
     """Saved state that does not belong to this run."""
+
+
+class Diverged(TrainingError):
+    """A loss or gradient that is not finite."""

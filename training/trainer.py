@@ -16,6 +16,7 @@ from torch import Tensor
 from training.activation import ActivationControl, install
 from training.checkpointing import load_state, restore, save_state
 from training.config import Method, TuneConfig
+from training.errors import Diverged
 from training.log import Measurement, RunLog, StepRecord
 from training.models import TrainedModel, forward_logits, load_model
 from training.objective import losses
@@ -77,7 +78,11 @@ class Trainer:
         return sum(weight.numel() for weight in self._weights.values())
 
     def run(self) -> Iterator[StepRecord]:
-        """Train to the end; each step's record is handed out when its state and log are on disk."""
+        """Train to the end; each step's record is handed out when its state and log are on disk.
+
+        Raises:
+            Diverged: The loss is not finite any more; what is on disk is from before.
+        """
         config = self.config
         if not self.log.measurements and self._text.held_out:
             self.log.measurement(self.measure())
@@ -131,8 +136,10 @@ class Trainer:
             rows = slice(start, start + micro)
             sums += self._backward(token_ids[rows], p[rows], seed=(config.seed * 1_000_003 + step) * 1009 + part)
         gradient_norm = torch.nn.utils.clip_grad_norm_(list(self._weights.values()), config.max_grad_norm)
-        self._optimizer.step()
         loss, next_token, distillation = sums.tolist()
+        if not (math.isfinite(loss) and bool(torch.isfinite(gradient_norm))):
+            raise Diverged(f"loss or gradient of step {step + 1} is not finite; lower the learning rate and start anew")
+        self._optimizer.step()
         elements = self.control.elements.sum().item()
         return StepRecord(
             step=step + 1,

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 from tests.engine.models.tiny import make_tiny
 from tests.training.tiny_run import counting, read_text, settings, trained_weights, trainer
 from training.config import Method, Trained, TuneConfig
-from training.errors import InvalidTuneConfig, ResumeError, TextError, UnsupportedModel
+from training.errors import Diverged, InvalidTuneConfig, ResumeError, TextError, UnsupportedModel
 from training.log import Measurement, StepRecord
 from training.schedule import Constant, Linear, Mixture
 from training.text import TextMixture
@@ -349,3 +349,18 @@ class TestErrors:
         with pytest.raises(UnsupportedModel, match="transformers cannot load it"):
             trainer(settings(tmp_path / "model", tmp_path / "out"))
         assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_diverges_stops_before_it_spoils_the_weights(model: Path, tmp_path: Path) -> None:
+    tiny = trainer(settings(model, tmp_path))
+    weights = trained_weights(tiny)
+    first = next(iter(tiny.loaded.trainable().values()))
+    with torch.no_grad():
+        first[0, 0] = math.nan
+
+    with pytest.raises(Diverged, match="step 1 is not finite"):
+        next(tiny.run())
+
+    after = trained_weights(tiny)
+    assert all(torch.equal(weight.nan_to_num(), after[name].nan_to_num()) for name, weight in list(weights.items())[1:])
+    assert not (tmp_path / "state").exists()
