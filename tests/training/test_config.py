@@ -54,7 +54,7 @@ def test_a_model_from_scratch_trains_all_weights_and_has_no_teacher() -> None:
         config(from_scratch=True)
     with pytest.raises(InvalidTuneConfig, match="distillation must be 0"):
         config(from_scratch=True, trained=Trained.ALL, distillation=0.5)
-    assert config(from_scratch=True, trained=Trained.ALL).from_scratch
+    assert config(from_scratch=True, trained=Trained.ALL, distillation=0.0).from_scratch
 
 
 @pytest.mark.parametrize(
