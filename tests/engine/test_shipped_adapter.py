@@ -62,12 +62,16 @@ def test_every_mode_predicts_text_about_as_well_as_silu(llm: LLM) -> None:
     assert perplexity(llm, Activation("relu")) < 2 * silu  # 200 times without the adapter
 
 
-def test_relu_answers_a_question_in_words(llm: LLM) -> None:
-    sampling = SamplingParams(temperature=0, max_tokens=24)
+def test_relu_answers_in_text_that_silu_finds_likely(llm: LLM) -> None:
+    prompt = llm.tokenizer.encode_chat([{"role": "user", "content": "Explain how plants make food."}])
+    sampling = SamplingParams(temperature=0, max_tokens=40)
 
-    output = llm.chat([{"role": "user", "content": "What is the capital of France?"}], sampling, Activation("relu"))
+    (output,) = llm.generate([prompt], sampling, Activation("relu"))
+    answer = list(output.samples[0].token_ids)
+    (score,) = llm.score([prompt + answer], Activation("silu"))
 
-    assert "Paris" in output.samples[0].text
+    assert "photosynthesis" in output.samples[0].text.lower()
+    assert -sum(score.logprobs[-len(answer) :]) / len(answer) < 2
 
 
 def test_none_switches_it_off() -> None:
