@@ -24,6 +24,7 @@ from bench.results import add_out_option, save, spread
 from engine import Activation, ActivationMode, EngineConfig, EngineError, SamplingParams
 from engine.engine import Engine
 from evaluation.plots import FORMATS
+from evaluation.sparsity import zero_shares
 
 MODES = (ActivationMode.SILU, ActivationMode.RELU)
 WARM_UP_STEPS = 4
@@ -147,12 +148,7 @@ def decode(engine: Engine, prompts: Sequence[Sequence[int]], mode: ActivationMod
         before = engine.stats()
         seconds = compute(engine, len(prompts), steps)
         after = engine.stats()
-    zeros, elements = (
-        [new - old for new, old in zip(later[mode], earlier[mode], strict=True)]
-        for later, earlier in ((after.ffn_zeros, before.ffn_zeros), (after.ffn_elements, before.ffn_elements))
-    )
-    shares = [some / total for some, total in zip(zeros, elements, strict=True)]
-    return DecodeRun(steps * len(prompts) / seconds, shares)
+    return DecodeRun(steps * len(prompts) / seconds, list(zero_shares(before, after, mode)))
 
 
 def run_end_to_end(

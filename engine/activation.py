@@ -144,6 +144,13 @@ class ActivationSupport:
         branch = PositiveBranch(metadata.get("siluette.positive_branch", PositiveBranch.SILU))
         return cls(modes, min_p, max_p, branch, tuned=True)
 
+    def to_metadata(self) -> dict[str, str]:
+        """The keys that `from_metadata` reads, as whoever tunes a checkpoint writes them."""
+        entries = {"siluette.modes": ",".join(self.modes), "siluette.positive_branch": str(self.positive_branch)}
+        if ActivationMode.STOCHASTIC in self.modes:
+            entries |= {"siluette.min_p": str(self.min_p), "siluette.max_p": str(self.max_p)}
+        return entries
+
     def check(self, activation: Activation) -> None:
         """Refuse an activation that the checkpoint was not tuned for.
 

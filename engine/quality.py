@@ -42,6 +42,14 @@ class MeasuredQuality:
                 f"{PERPLEXITY_KEY} must map texts to activations to numbers, {SPARSITY_KEY} must be a list of numbers"
             ) from error
 
+    def to_metadata(self) -> dict[str, str]:
+        """The keys that `from_metadata` reads, with as many digits as mean something."""
+        rounded = {
+            text: {name: round(value, 3) for name, value in row.items()} for text, row in self.perplexity.items()
+        }
+        sparsity = [round(share, 4) for share in self.sparsity]
+        return {PERPLEXITY_KEY: json.dumps(rounded), SPARSITY_KEY: json.dumps(sparsity)}
+
     @property
     def mean_sparsity(self) -> float | None:
         """Share of zeros in RELU mode over all layers; None if it was not measured."""

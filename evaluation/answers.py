@@ -4,8 +4,9 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from typing import Any
 
-from engine import LLM, RequestOutput
+from engine import LLM, RequestOutput, SampleOutput
 from evaluation.controls import Control
 
 INSTRUCTION = "Answer in a few words."
@@ -65,9 +66,38 @@ def sample_answers(
     Raises:
         InvalidRequest: The engine refuses a prompt, the activation or the number of samples.
     """
-    # A control that draws nothing gives `samples` equal answers: one is computed.
+    limits = {"max_tokens": max_tokens, "min_tokens": 0, "stop": END_OF_ANSWER}
+    for index, drawn in draw_samples(llm, prompts, seeds, control, samples, **limits):
+        yield index, [sample.text.strip() for sample in drawn] * (samples // len(drawn))
+
+
+def draw_samples(
+    llm: LLM,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    control: Control,
+    samples: int,
+    **limits: Any,
+) -> Iterator[tuple[int, list[SampleOutput]]]:
+    """Sample texts to many prompts together, each prompt with its own seed.
+
+    Args:
+        llm: The model.
+        prompts: Token ids of each prompt.
+        seeds: Seed of each prompt.
+        control: How tokens are drawn and the activation.
+        samples: Samples of each prompt, 1 to 128.
+        limits: What else the evaluation sets of the control's `SamplingParams`.
+
+    Yields:
+        (index of the prompt, its samples) as prompts are finished, which is not always in order. A control that draws
+        nothing gives equal samples: one is computed and handed out.
+
+    Raises:
+        InvalidRequest: As `sample_answers`.
+    """
     drawn = samples if control.draws else 1
-    base = replace(control.sampling, n=drawn, max_tokens=max_tokens, min_tokens=0, stop=END_OF_ANSWER)
+    base = replace(control.sampling, n=drawn, **limits)
     streams = (
         llm.stream(prompt, replace(base, seed=seed), control.activation)
         for prompt, seed in zip(prompts, seeds, strict=True)
@@ -75,8 +105,7 @@ def sample_answers(
     # Twice a full batch, so that the next prompts' samples take the places of answers that are finished.
     at_once = max(1, 2 * llm.config.max_num_seqs // drawn)
     for index, output in _read_in_turns(streams, at_once):
-        answers = [sample.text.strip() for sample in sorted(output.samples, key=lambda sample: sample.index)]
-        yield index, answers * (samples // drawn)
+        yield index, sorted(output.samples, key=lambda sample: sample.index)
 
 
 def greedy_answers(

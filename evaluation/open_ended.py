@@ -6,7 +6,7 @@ from typing import Any
 
 from engine import LLM
 from evaluation.agreement import Agreement, mean_agreement, measure_agreement
-from evaluation.answers import question_seed
+from evaluation.answers import draw_samples, question_seed
 from evaluation.controls import GREEDY_SILU, Control
 from evaluation.diversity import Diversity, mean_diversity, measure_diversity
 
@@ -80,22 +80,17 @@ def measure_prompts(
         raise ValueError("an evaluation needs at least one prompt")
     greedy = replace(GREEDY_SILU.sampling, max_tokens=max_tokens)
     references = [output.samples[0].token_ids for output in llm.generate(prompts, greedy, GREEDY_SILU.activation)]
+    seeds = [question_seed(seed, str(list(prompt))) for prompt in prompts]
     results = []
     for control in controls:
-        texts: list[tuple[str, ...]] = []
-        agreements: list[Agreement] = []
-        for number, (prompt, reference) in enumerate(zip(prompts, references, strict=True), 1):
-            # A control that draws nothing gives equal samples: one is computed.
-            n = samples if control.draws else 1
-            own = question_seed(seed, str(list(prompt)))
-            sampling = replace(control.sampling, n=n, max_tokens=max_tokens, seed=own)
-            drawn = llm.generate(prompt, sampling, control.activation)[0].samples
-            texts.append(tuple(sample.text for sample in drawn) * (samples // n))
-            agreements.append(measure_agreement([sample.token_ids for sample in drawn], reference))
+        texts: list[tuple[str, ...]] = [()] * len(prompts)
+        agreements: dict[int, Agreement] = {}
+        for index, drawn in draw_samples(llm, prompts, seeds, control, samples, max_tokens=max_tokens):
+            texts[index] = tuple(sample.text for sample in drawn) * (samples // len(drawn))
+            agreements[index] = measure_agreement([sample.token_ids for sample in drawn], references[index])
             if progress is not None:
-                progress(control.label, number, len(prompts))
+                progress(control.label, len(agreements), len(prompts))
+        agreement = mean_agreement([agreements[index] for index in range(len(prompts))])
         diversity = mean_diversity([measure_diversity(each) for each in texts])
-        results.append(
-            OpenEndedResult(control, len(prompts), samples, diversity, mean_agreement(agreements), tuple(texts))
-        )
+        results.append(OpenEndedResult(control, len(prompts), samples, diversity, agreement, tuple(texts)))
     return results

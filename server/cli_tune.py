@@ -233,8 +233,7 @@ def _run(trainer: "Trainer", log: Console) -> None:
 
 def _in_short(measurement: "Measurement") -> str:
     """Perplexity of each activation, the geometric mean over the texts."""
-    texts = list(measurement.perplexity.values())
-    means = {name: math.exp(sum(math.log(text[name]) for text in texts) / len(texts)) for name in texts[0]}
+    means = measurement.mean_perplexity()
     return "  perplexity " + " ".join(f"{name} {value:.1f}" for name, value in means.items())
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine import ActivationMode, ActivationSupport
+from engine import ActivationMode, ActivationSupport, MeasuredQuality
 from training.config import Method, Trained, TuneConfig
 from training.log import Measurement
 from training.models import ADAPTER_WEIGHTS, TrainedModel
@@ -47,22 +47,12 @@ def tuned_support(config: TuneConfig) -> ActivationSupport:
 
 
 def metadata(support: ActivationSupport, quality: Measurement | None) -> dict[str, str]:
-    """Header of the safetensors file; `engine.ActivationSupport.from_metadata` reads it."""
-    entries = {
-        "format": "pt",
-        "siluette.modes": ",".join(support.modes),
-        "siluette.positive_branch": str(support.positive_branch),
-    }
-    if ActivationMode.STOCHASTIC in support.modes:
-        entries |= {"siluette.min_p": str(support.min_p), "siluette.max_p": str(support.max_p)}
+    """Header of the safetensors file; the engine reads it when it loads the file."""
+    header = {"format": "pt", **support.to_metadata()}
     if quality is not None:
-        rounded = {
-            text: {activation: round(value, 3) for activation, value in values.items()}
-            for text, values in quality.perplexity.items()
-        }
-        entries["siluette.perplexity"] = json.dumps(rounded)
-        entries["siluette.sparsity"] = json.dumps([round(share, 4) for share in quality.zeros])
-    return entries
+        perplexity = {text: dict(values) for text, values in quality.perplexity.items()}
+        header |= MeasuredQuality(perplexity, tuple(quality.zeros)).to_metadata()
+    return header
 
 
 def export(loaded: TrainedModel, config: TuneConfig, quality: Measurement | None, folder: Path) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from statistics import geometric_mean
 from typing import IO, Any
 
 STEPS_FILE = "steps.csv"
@@ -55,6 +56,11 @@ class Measurement:
     perplexity: Mapping[str, Mapping[str, float]]
     zeros: list[float]
 
+    def mean_perplexity(self) -> dict[str, float]:
+        """By activation, the geometric mean over the texts."""
+        texts = list(self.perplexity.values())
+        return {activation: geometric_mean([text[activation] for text in texts]) for activation in texts[0]}
+
 
 class RunLog:
     """Appends to the files of a run's folder; a run that goes on first drops what came after its saved state."""
@@ -94,22 +100,16 @@ class RunLog:
         loss.set(title="loss", xlabel="million tokens", ylabel="nats per token", yscale="log")
         at = {record.step: record.tokens / 1e6 for record in self.steps} | {0: 0.0}
         measured = [item for item in self.measurements if item.step in at]
-        for activation in measured[0].perplexity[next(iter(measured[0].perplexity))] if measured else ():
-            means = [_geometric_mean([text[activation] for text in item.perplexity.values()]) for item in measured]
-            perplexity.plot([at[item.step] for item in measured], means, marker=".", label=activation)
+        means = [item.mean_perplexity() for item in measured]
+        for activation in means[0] if means else ():
+            values = [mean[activation] for mean in means]
+            perplexity.plot([at[item.step] for item in measured], values, marker=".", label=activation)
         perplexity.set(title="perplexity on held-out text", xlabel="million tokens", yscale="log")
         if measured:
             perplexity.legend()
         zeros.plot(tokens, [record.zeros for record in self.steps], linewidth=0.8)
         zeros.set(title="zeros in RELU sequences", xlabel="million tokens", ylim=(0, 1))
         figure.savefig(self._folder / PLOT_FILE)
-
-
-def _geometric_mean(values: list[float]) -> float:
-    product = 1.0
-    for value in values:
-        product *= value ** (1 / len(values))
-    return product
 
 
 @contextmanager

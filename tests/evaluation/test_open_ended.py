@@ -4,12 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine import LLM, Activation, DType, EngineConfig, SamplingParams
+from engine import LLM, Activation, SamplingParams
 from evaluation.agreement import measure_agreement
 from evaluation.controls import Control, stochastic_control, temperature_control
 from evaluation.diversity import measure_diversity
 from evaluation.open_ended import measure_prompts
 from tests.engine.models.tiny import make_tiny
+from tests.evaluation.tiny_text import tiny_config
 
 pytest.importorskip("sacrebleu")
 PROMPTS = [[5, 6, 7], [9, 10, 11, 12]]
@@ -20,10 +21,7 @@ GREEDY = Control("greedy", "greedy", sampling=SamplingParams(temperature=0.0))
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     path = tmp_path_factory.mktemp("tiny")
     make_tiny("llama", path)
-    config = EngineConfig(
-        model=str(path), dtype=DType.FLOAT32, kv_cache_mib=4, threads=1, allow_untuned_activations=True
-    )
-    with LLM(config=config) as llm:
+    with LLM(config=tiny_config(path)) as llm:
         yield llm
 
 

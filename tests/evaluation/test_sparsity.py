@@ -10,10 +10,11 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from engine import LLM, Activation, ActivationMode, DType, EngineConfig
+from engine import LLM, Activation, ActivationMode
 from evaluation.sparsity import SparsityResult, measure_sparsity, zero_shares
 from evaluation.texts import TextWindows
-from tests.engine.models.tiny import VOCAB_SIZE, make_tiny
+from tests.engine.models.tiny import make_tiny
+from tests.evaluation.tiny_text import tiny_config, windows
 
 SILU, RELU, STOCHASTIC = Activation(), Activation("relu"), Activation("stochastic", p=0.3)
 
@@ -58,17 +59,8 @@ class PositiveSilu(torch.nn.Module):
 def subject(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Subject]:
     path: Path = tmp_path_factory.mktemp("tiny")
     model = make_tiny("llama", path)
-    config = EngineConfig(
-        model=str(path), dtype=DType.FLOAT32, kv_cache_mib=8, threads=1, allow_untuned_activations=True
-    )
-    with LLM(config=config) as llm:
+    with LLM(config=tiny_config(path)) as llm:
         yield Subject(llm, model)
-
-
-def windows(*lengths: int) -> TextWindows:
-    generator = torch.Generator().manual_seed(1)
-    drawn = (torch.randint(VOCAB_SIZE, (length,), generator=generator).tolist() for length in lengths)
-    return TextWindows("noise", tuple(map(tuple, drawn)))
 
 
 def test_zeros_of_relu_are_its_negative_gates(subject: Subject) -> None:
