@@ -1,7 +1,9 @@
 """Feed-forward blocks alone, layer by layer: dense with SILU against sparse with RELU, on rows that really occur.
 
-What goes into each block is taken down while the engine decodes in RELU mode. Both paths then run on these rows, layer
-after layer as in a step, so that weights come from where a step finds them and not from a cache that one layer fits in.
+What goes into each block is taken down while the engine decodes in RELU mode; there the reference kernels stand in for
+the engine's own, which run all layers in one call that nobody can look into. The engine's own then run both paths on
+these rows, layer after layer as in a step, so that weights come from where a step finds them and not from a cache that
+one layer fits in.
 """
 
 import statistics
@@ -16,9 +18,11 @@ import torch
 from torch import Tensor
 
 from bench.results import spread
-from engine.activation import ALWAYS_SILU, MODE_CODE, ActivationMode
+from engine.activation import ALWAYS_SILU, MODE_CODE, ActivationMode, apply_activation
 from engine.engine import Engine
-from engine.kernels.backend import Backend
+from engine.kernels.cpu.backend import CpuBackend
+from engine.kernels.reference import ReferenceBackend
+from engine.models.config import LayerWeights
 from engine.step import StepInputs
 
 GATE_SHARE = 1 / 3  # of a block's weights: the gate is computed for all neurons, `up` and `down` for active ones
@@ -30,7 +34,7 @@ class Batch:
 
     Attributes:
         step: The step; all its rows are generated tokens in RELU mode.
-        hidden: [layers], each [rows, hidden] in the model's dtype.
+        hidden: [layers], each float32 [rows, hidden], normalised.
     """
 
     step: StepInputs
@@ -108,52 +112,40 @@ class RowsResult:
         return {"rows": self.rows, "all_layers": self.total.to_json(), "layers": layers}
 
 
-class Recorder(Backend):
-    """Passes everything on to a backend and keeps what goes into the feed-forward blocks."""
+class Recorder(ReferenceBackend):
+    """Computes steps with a backend's own weights and cache, and keeps what goes into the feed-forward blocks.
 
-    def __init__(self, backend: Backend) -> None:
+    Args:
+        backend: Whose place it takes; its zeros are counted on.
+    """
+
+    def __init__(self, backend: CpuBackend) -> None:
         super().__init__(backend.config, backend.weights, backend.cache)
         self.sparsity = backend.sparsity
         self.backend = backend
         self.batches: list[Batch] = []
 
-    def begin(self, step: StepInputs) -> None:
-        """See `Backend.begin`."""
+    def forward(self, step: StepInputs) -> Tensor:
+        """See `Backend.forward`."""
         self.batches.append(Batch(step, []))
-        self.backend.begin(step)
+        return super().forward(step)
 
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `Backend.norm`."""
-        return self.backend.norm(x, weight)
-
-    def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """See `Backend.attention`."""
-        return self.backend.attention(layer, x, step)
-
-    def feed_forward(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """See `Backend.feed_forward`."""
-        self.batches[-1].hidden.append(x)
-        return self.backend.feed_forward(layer, x, step)
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See `Backend.logits`."""
-        return self.backend.logits(x)
-
-    def describe(self) -> dict[str, str]:
-        """See `Backend.describe`."""
-        return self.backend.describe()
+    def _feed_forward(self, layer: int, weights: LayerWeights, x: Tensor, step: StepInputs) -> Tensor:
+        self.batches[-1].hidden.append(x.float())
+        return super()._feed_forward(layer, weights, x, step)
 
 
 @contextmanager
 def recording(engine: Engine) -> Iterator[Recorder]:
-    """Record the steps that the engine computes meanwhile."""
-    decoder = engine._runner._decoder  # for this benchmark alone the engine is not worth a switch
-    backend = decoder.backend
-    decoder.backend = recorder = Recorder(backend)
+    """Record the steps that the engine, whose weights are not quantised, computes meanwhile."""
+    runner = engine._runner  # for this benchmark alone the engine is not worth a switch
+    backend = runner.backend
+    assert isinstance(backend, CpuBackend)
+    runner.backend = recorder = Recorder(backend)
     try:
         yield recorder
     finally:
-        decoder.backend = backend
+        runner.backend = backend
 
 
 def split(batch: Batch, rows: int) -> Iterator[Batch]:
@@ -175,7 +167,7 @@ def split(batch: Batch, rows: int) -> Iterator[Batch]:
             slots=step.slots[part],
             row_sequence=step.row_sequence[part],
             activations=activations,
-            sparse_rows=rows,
+            skip_zeros=True,
             sample_rows=step.sample_rows[:0],
         )
         yield Batch(some, [x[part] for x in batch.hidden])
@@ -189,11 +181,11 @@ def dense_silu(batch: Batch) -> Batch:
         mode=torch.full_like(rows.mode, MODE_CODE[ActivationMode.SILU]),
         threshold=torch.full_like(rows.threshold, ALWAYS_SILU),
     )
-    return replace(batch, step=replace(batch.step, activations=activations, sparse_rows=0))
+    return replace(batch, step=replace(batch.step, activations=activations, skip_zeros=False))
 
 
 @torch.inference_mode()
-def measure(backend: Backend, batches: Sequence[Batch], rounds: int) -> tuple[BlockTimes, ...]:
+def measure(backend: CpuBackend, batches: Sequence[Batch], rounds: int) -> tuple[BlockTimes, ...]:
     """Time both paths on the same batches, taking turns.
 
     Args:
@@ -206,31 +198,21 @@ def measure(backend: Backend, batches: Sequence[Batch], rounds: int) -> tuple[Bl
     """
     sides = {ActivationMode.SILU: [dense_silu(batch) for batch in batches], ActivationMode.RELU: batches}
     seconds: dict[ActivationMode, list[list[float]]] = {mode: [] for mode in sides}
-    before = backend.sparsity.by_mode()
     for _ in range(rounds):
         for mode, own in sides.items():
             seconds[mode].append(_median_seconds(backend, own))
-    after = backend.sparsity.by_mode()
-    zeros, elements = (
-        np.subtract(new[ActivationMode.RELU], old[ActivationMode.RELU]) for new, old in zip(after, before, strict=True)
-    )
     silu_us, relu_us = (1e6 * np.array(seconds[mode]) for mode in sides)
-    return tuple(
-        BlockTimes(
-            zeros=float(zeros[layer] / elements[layer]),
-            idle=_idle(backend, batches, layer),
-            silu_us=tuple(silu_us[:, layer].tolist()),
-            relu_us=tuple(relu_us[:, layer].tolist()),
-        )
-        for layer in range(backend.config.num_layers)
-    )
+    times = []
+    for layer in range(backend.config.num_layers):
+        zeros, idle = _zeros_and_idle(backend, batches, layer)
+        times.append(BlockTimes(zeros, idle, tuple(silu_us[:, layer].tolist()), tuple(relu_us[:, layer].tolist())))
+    return tuple(times)
 
 
-def _median_seconds(backend: Backend, batches: Sequence[Batch]) -> list[float]:
+def _median_seconds(backend: CpuBackend, batches: Sequence[Batch]) -> list[float]:
     """Seconds of each layer's block, the median over the batches."""
     seconds = np.empty((len(batches), backend.config.num_layers))
     for number, batch in enumerate(batches):
-        backend.begin(batch.step)
         for layer, x in enumerate(batch.hidden):
             start = time.perf_counter()
             backend.feed_forward(layer, x, batch.step)
@@ -239,8 +221,10 @@ def _median_seconds(backend: Backend, batches: Sequence[Batch]) -> list[float]:
     return medians
 
 
-def _idle(backend: Backend, batches: Sequence[Batch], layer: int) -> float:
-    """Share of a layer's neurons that no row of a batch uses, the mean over the batches."""
-    gate = backend.weights.layers[layer].gate
-    used = [((batch.hidden[layer] @ gate.t()) > 0).any(0).float().mean().item() for batch in batches]
-    return 1 - statistics.fmean(used)
+def _zeros_and_idle(backend: CpuBackend, batches: Sequence[Batch], layer: int) -> tuple[float, float]:
+    """Shares of a layer's values that are 0, and of its neurons that no row of a batch uses, means over the batches."""
+    gate = backend.weights.layers[layer].gate.float()
+    active = [apply_activation(batch.hidden[layer] @ gate.t(), batch.step.activations, layer) != 0 for batch in batches]
+    used = statistics.fmean(rows.float().mean().item() for rows in active)
+    needed = statistics.fmean(rows.any(0).float().mean().item() for rows in active)
+    return 1 - used, 1 - needed

@@ -22,11 +22,28 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Quantization(StrEnum):
+    """Bits of the weights in memory."""
+
+    NONE = "none"  # as `dtype` says
+    INT8 = "int8"
+    INT4 = "int4"  # 4 bits; 8 for the feed-forward's `down` and the output matrix, which suffer most
+
+
 class KernelSet(StrEnum):
     """Which kernels run the model."""
 
     AUTO = "auto"  # the fastest of the device
+    VECTOR = "vector"  # without the matrix units of the processor (AMX)
     REFERENCE = "reference"  # plain PyTorch: slow, for comparison
+
+
+_ENUMS: dict[str, type[StrEnum]] = {
+    "dtype": DType,
+    "quantize": Quantization,
+    "ffn_path": FfnPath,
+    "kernels": KernelSet,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +54,7 @@ class EngineConfig:
         model: Hugging Face folder or name, or GGUF file; None is the default model.
         adapter: Folder of a PEFT LoRA adapter that is merged at load. None is the one that comes with the default
             model, and nothing for other models; "none" is nothing.
+        quantize: Bits of the weights; token rows then meet them as integers of 15 bits.
         max_model_len: Longest sequence (prompt and output); None is the model's own, capped by the KV cache.
         max_num_seqs: Most sequences in the running batch.
         max_num_batched_tokens: Most tokens in one step; longer prompts run in chunks of what decoding leaves.
@@ -44,19 +62,18 @@ class EngineConfig:
         kv_cache_mib: Size of the KV-cache pool in MiB; reserved at start, used memory grows with the load.
         prefix_caching: Reuse keys and values of a common beginning.
         ffn_path: Path of RELU rows.
-        deterministic: A token's result never depends, not even in its last bit, on what else the engine is doing.
-            Switched off, matrix products and the path of RELU rows follow the load.
         allow_untuned_activations: Accept activations that the checkpoint was not tuned for.
         kernels: Which kernels run the model.
         threads: Compute threads; None is one per core.
 
     Raises:
-        InvalidConfig: `dtype`, `ffn_path` or `kernels` is not one of its values.
+        InvalidConfig: `dtype`, `quantize`, `ffn_path` or `kernels` is not one of its values.
     """
 
     model: str | None = None
     adapter: str | None = None
     dtype: DType = DType.AUTO
+    quantize: Quantization = Quantization.NONE
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 64
@@ -66,13 +83,12 @@ class EngineConfig:
     prefix_caching: bool = True
     ffn_path: FfnPath = FfnPath.AUTO
     allow_untuned_activations: bool = False
-    deterministic: bool = True
     kernels: KernelSet = KernelSet.AUTO
     threads: int | None = None
 
     def __post_init__(self) -> None:
         # Plain strings are welcome, as in `Activation`; left as they are, comparisons with `is` would not know them.
-        for name, kind in (("dtype", DType), ("ffn_path", FfnPath), ("kernels", KernelSet)):
+        for name, kind in _ENUMS.items():
             value = getattr(self, name)
             try:
                 object.__setattr__(self, name, kind(value))

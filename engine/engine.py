@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.activation import Activation, Scope
 from engine.block_pool import BlockPool
-from engine.config import DType, EngineConfig
+from engine.config import DType, EngineConfig, KernelSet, Quantization
 from engine.detokenizer import Detokenizer
 from engine.errors import ContextLengthExceeded, InvalidConfig, InvalidRequest
 from engine.info import EngineStats, ModelInfo
@@ -78,6 +78,7 @@ class Engine:
         self.tokenizer = load_tokenizer(checkpoint.path)
         num_blocks, max_model_len = _size_cache(config, checkpoint)
         self._end_token_ids = tuple(dict.fromkeys((*checkpoint.eos_token_ids, *self.tokenizer.eos_token_ids)))
+        digest = _digest(tensors_of(checkpoint.weights), config.quantize)  # before the runner lets go of tensors
         self._runner = Runner(checkpoint, config, num_blocks, progress)
         self._pool = BlockPool(num_blocks, config.prefix_caching)
         self._scheduler = Scheduler(self._pool, config.max_num_seqs, config.max_num_batched_tokens)
@@ -85,7 +86,15 @@ class Engine:
         self._prompt_tokens = self._cached_prompt_tokens = self._generated_tokens = 0
         self._aborted = self._steps = 0
         self._step_seconds = 0.0
-        self.info = _describe(checkpoint, self._runner, num_blocks, max_model_len, threads)
+        self.info = _describe(
+            checkpoint,
+            self._runner,
+            quantization=config.quantize,
+            weights_digest=digest,
+            num_blocks=num_blocks,
+            max_model_len=max_model_len,
+            threads=threads,
+        )
 
     # A request's life, in order.
 
@@ -335,6 +344,8 @@ def _check_config(config: EngineConfig) -> None:
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InvalidConfig(f"{name} must be at least 1, got {value}")
+    if config.quantize is not Quantization.NONE and config.kernels is KernelSet.REFERENCE:
+        raise InvalidConfig(f"quantize must be 'none' with the reference kernels, got '{config.quantize}'")
     if config.max_num_batched_tokens < config.max_num_seqs:
         raise InvalidConfig(
             f"max_num_batched_tokens ({config.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -365,16 +376,25 @@ def _size_cache(config: EngineConfig, checkpoint: Checkpoint) -> tuple[int, int]
     return num_blocks, min(wanted, num_blocks * BLOCK_SIZE)
 
 
-def _digest(tensors: Iterable[torch.Tensor]) -> str:
-    """A name for these weights, made from about a thousand numbers of each tensor."""
-    digest = hashlib.sha256()
+def _digest(tensors: Iterable[torch.Tensor], quantization: Quantization) -> str:
+    """A name for these weights, made from a few thousand numbers of each tensor, and for their quantisation."""
+    digest = hashlib.sha256(quantization.encode())
     for tensor in tensors:
-        step = max(1, tensor.shape[0] * (tensor.shape[-1] if tensor.ndim > 1 else 1) // 1024)
+        step = tensor.numel() // 4096 | 1  # odd, for a multiple of the width would meet the same columns in each row
         digest.update(tensor.reshape(-1)[::step].float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _describe(checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model_len: int, threads: int) -> ModelInfo:
+def _describe(
+    checkpoint: Checkpoint,
+    runner: Runner,
+    *,
+    quantization: Quantization,
+    weights_digest: str,
+    num_blocks: int,
+    max_model_len: int,
+    threads: int,
+) -> ModelInfo:
     config, dtype = checkpoint.config, checkpoint.weights.embedding.dtype
     return ModelInfo(
         name=checkpoint.name,
@@ -383,11 +403,12 @@ def _describe(checkpoint: Checkpoint, runner: Runner, num_blocks: int, max_model
         vocab_size=config.vocab_size,
         max_model_len=max_model_len,
         dtype=str(dtype).removeprefix("torch."),
+        quantization=str(quantization),
         support=checkpoint.support,
         quality=checkpoint.quality,
         num_parameters=checkpoint.num_parameters,
-        weight_bytes=sum(tensor.nbytes for tensor in tensors_of(checkpoint.weights)),
-        weights_digest=_digest(tensors_of(checkpoint.weights)),
+        weight_bytes=runner.backend.weight_bytes,
+        weights_digest=weights_digest,
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,

@@ -1,5 +1,6 @@
-"""Chooses the feed-forward path of RELU rows from measured costs."""
+"""Chooses the feed-forward path of a step from measured costs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.config import FfnPath
@@ -10,7 +11,7 @@ LOW_ZEROS, HIGH_ZEROS = 0.5, 0.9  # shares of zeros at which the sparse path is 
 
 @dataclass(frozen=True, slots=True)
 class FfnCosts:
-    """Seconds of one layer's `up` and `down` on this machine, one entry for each of `MEASURED_ROWS`."""
+    """Seconds of one layer's feed-forward on this machine, one entry for each of `MEASURED_ROWS`."""
 
     dense: tuple[float, ...]
     sparse_low: tuple[float, ...]  # at LOW_ZEROS
@@ -23,36 +24,28 @@ class FfnCosts:
 
 
 class FfnRouter:
-    """Decides how many of a step's RELU rows skip their zeros.
-
-    The two paths add in different orders. In deterministic mode the choice may therefore depend on nothing but the row:
-    tokens of a prompt run dense, since many of them together use nearly every neuron, and generated tokens sparse. A
-    measurement would not do, because it may come out differently at the next start. Without that promise the choice
-    follows measured costs, the number of rows and the zeros seen so far.
+    """Decides whether a step's feed-forward skips zeros. Both ways give the same bits, so it may follow the load.
 
     Args:
         path: Path given by the operator, or auto.
-        has_sparse: Whether there is a sparse kernel.
-        costs: Measured costs to follow; None in deterministic mode.
+        measure: Times both paths; gives None where there is no sparse one. Called for auto only.
     """
 
-    def __init__(self, path: FfnPath, has_sparse: bool, costs: FfnCosts | None = None) -> None:
-        self.path = path if has_sparse else FfnPath.DENSE
-        self.costs = costs
+    def __init__(self, path: FfnPath, measure: Callable[[], FfnCosts | None]) -> None:
+        self.path = path
+        self.costs = measure() if path is FfnPath.AUTO else None
 
-    @property
-    def prompts_may_be_sparse(self) -> bool:
-        """Whether RELU tokens of a prompt are candidates for the sparse path at all."""
-        return self.path is FfnPath.SPARSE
-
-    def is_sparse(self, rows: int, zeros: float) -> bool:
-        """Whether a step's candidates take the sparse path.
+    def skips(self, relu: int, rows: int, zeros: float) -> bool:
+        """Whether zeros are skipped.
 
         Args:
-            rows: How many there are.
+            relu: Rows in RELU mode. Others have no zeros to speak of, so with them every weight is read anyway.
+            rows: Rows in all.
             zeros: Share of zeros seen in RELU mode so far, in [0, 1].
         """
-        if self.path is not FfnPath.AUTO or self.costs is None:
-            return rows > 0 and self.path is not FfnPath.DENSE
+        if self.path is FfnPath.SPARSE:
+            return relu > 0
+        if self.costs is None or relu < rows or relu == 0:
+            return False
         index = next((i for i, measured in enumerate(MEASURED_ROWS) if measured >= rows), len(MEASURED_ROWS) - 1)
-        return rows > 0 and self.costs.sparse(index, zeros) < self.costs.dense[index]
+        return self.costs.sparse(index, zeros) < self.costs.dense[index]

@@ -16,11 +16,12 @@ class ModelInfo:
     vocab_size: int
     max_model_len: int
     dtype: str
+    quantization: str  # of the weights: none, int8 or int4
     support: ActivationSupport
     quality: MeasuredQuality
     num_parameters: int
     weight_bytes: int
-    weights_digest: str  # of a sample of the weights: another model, adapter or dtype gives another one
+    weights_digest: str  # of a sample of the weights: another model, adapter, dtype or quantisation gives another one
     num_layers: int
     hidden_size: int
     intermediate_size: int

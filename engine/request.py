@@ -5,14 +5,14 @@ import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field, replace
 
-from engine.activation import NEVER_SILU, Activation, ActivationMode, Scope
+from engine.activation import Activation, ActivationMode, Scope
 from engine.kv_cache import BLOCK_SIZE
 from engine.logits import LogitEdits
 from engine.philox import derive_key
 from engine.sampling_params import SamplingParams
 
 # Part of a cache key: how the tokens of a block were activated. None is SILU throughout.
-Fingerprint = tuple[int, int, int, int, int] | None
+Fingerprint = tuple[int, int, int, int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +138,11 @@ class Sequence:
         """How the tokens of the sequence's block number `block` are activated.
 
         Two blocks with the same tokens, the same predecessors and the same fingerprints hold the same keys and values,
-        to the last bit. RELU tokens of a prompt and generated ones take different kernels, so the boundary between them
-        counts.
+        to the last bit.
         """
         start = block * BLOCK_SIZE
         # By mode, not by threshold: p = 1 never draws a zero, and yet it takes the checkpoint's positive branch.
         if self.request.activation.mode is ActivationMode.SILU or start + BLOCK_SIZE <= self.first_active:
             return None
         inactive = max(0, self.first_active - start)
-        prompt = min(max(0, self.prompt_length - start), BLOCK_SIZE) if self.threshold == NEVER_SILU else 0
-        return (self.threshold, *self.activation_key, inactive, prompt)
+        return (self.threshold, *self.activation_key, inactive)

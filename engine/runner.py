@@ -11,7 +11,6 @@ from torch import Tensor
 
 from engine.activation import ALWAYS_SILU, MODE_CODE, Activation, ActivationMode, ActivationRows
 from engine.config import EngineConfig, KernelSet
-from engine.decoder import Decoder
 from engine.ffn_router import FfnRouter
 from engine.kernels.backend import Backend
 from engine.kernels.cpu.backend import CpuBackend
@@ -65,9 +64,7 @@ class Runner:
         self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype)
         progress("Preparing kernels (compiled on the first start, then cached)")
         self.backend = _create_backend(checkpoint, config, self.cache)
-        costs = None if config.deterministic else self.backend.measure_ffn_costs()
-        self.router = FfnRouter(config.ffn_path, self.backend.has_sparse_ffn, costs)
-        self._decoder = Decoder(self.backend)
+        self.router = FfnRouter(config.ffn_path, self.backend.measure_ffn_costs)
         self._sampler = Sampler()
         self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
         self._warm_up()
@@ -76,9 +73,9 @@ class Runner:
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens, and the log-probabilities that it wants."""
         step = self._inputs(plan)
-        hidden = self._decoder.forward(step)
+        hidden = self.backend.forward(step)
         rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
-        tokens = self._sample(self._decoder.logits(hidden[step.sample_rows]), rows)
+        tokens = self._sample(self.backend.logits(hidden[step.sample_rows]), rows)
         return StepResult(tokens, self._score(hidden, step))
 
     def _sample(self, logits: Tensor, rows: list[SamplingRow]) -> list[SampledToken | None]:
@@ -86,7 +83,9 @@ class Runner:
         good = list(range(len(rows)))
         while True:
             try:
-                drawn = self._sampler.sample(logits[good], [rows[index] for index in good])
+                # Without bad rows, the rule, nothing is copied: logits of 32 rows are 6 MB.
+                some = logits if len(good) == len(rows) else logits[good]
+                drawn = self._sampler.sample(some, [rows[index] for index in good])
             except UnusableLogits as error:
                 good = [index for place, index in enumerate(good) if place not in error.rows]
             else:
@@ -100,7 +99,7 @@ class Runner:
         logprobs = np.empty(len(step.score_rows), np.float32)
         for first in range(0, len(logprobs), SCORE_ROWS):
             some = slice(first, first + SCORE_ROWS)
-            logits = self._decoder.logits(hidden[step.score_rows[some]])
+            logits = self.backend.logits(hidden[step.score_rows[some]])
             logprobs[some] = score_tokens(logits, step.score_tokens[some])
         return logprobs
 
@@ -119,7 +118,7 @@ class Runner:
         self.ffn_rows = dict.fromkeys(self.ffn_rows, 0)
 
     def _inputs(self, plan: StepPlan) -> StepInputs:
-        """Lay the plan's tokens out as rows, RELU rows that skip zeros first."""
+        """Lay the plan's tokens out as rows."""
         items = plan.scheduled
         counts = np.array([item.count for item in items])
         sequence = np.repeat(np.arange(len(items), dtype=np.int32), counts)
@@ -128,64 +127,54 @@ class Runner:
         tables = np.zeros((len(items), max(len(item.sequence.block_ids) for item in items)), np.int32)
         for line, item in zip(tables, items, strict=True):
             line[: len(item.sequence.block_ids)] = item.sequence.block_ids
-        mode, threshold, keys, generated = self._activations(items, sequence, positions)
-
-        sparse = self._sparse_rows(mode == _RELU, generated)
-        order = np.argsort(~sparse, kind="stable")
-        place = np.empty_like(order)
-        place[order] = np.arange(len(order))
+        mode, threshold, keys = self._activations(items, sequence, positions)
         ends = np.cumsum(counts) - 1
-        sample_rows = place[[end for end, item in zip(ends, items, strict=True) if item.samples]]
+        sample_rows = [end for end, item in zip(ends, items, strict=True) if item.samples]
         targets = [item.score_token_ids for item in items]
         score_rows = [
             first + i for first, after in zip(ends - counts + 1, targets, strict=True) for i in range(len(after))
         ]
-
-        sequence, positions = sequence[order], positions[order]
         slots = tables[sequence, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
         rows = ActivationRows(
-            mode=torch.from_numpy(mode[order]),
-            threshold=torch.from_numpy(threshold[order]),
-            keys=torch.from_numpy(keys[order]),
+            mode=torch.from_numpy(mode),
+            threshold=torch.from_numpy(threshold),
+            keys=torch.from_numpy(keys),
             positions=torch.from_numpy(positions),
             positive_branch=self._support.positive_branch,
         )
         return StepInputs(
-            token_ids=torch.from_numpy(tokens.astype(np.int64)[order]),
+            token_ids=torch.from_numpy(tokens.astype(np.int64)),
             positions=rows.positions,
             slots=torch.from_numpy(slots),
             row_sequence=torch.from_numpy(sequence),
             block_tables=torch.from_numpy(tables),
             activations=rows,
-            sparse_rows=int(sparse.sum()),
-            sample_rows=torch.from_numpy(sample_rows.astype(np.int64)),
-            score_rows=torch.from_numpy(place[score_rows].astype(np.int64)),
+            skip_zeros=self._skip_zeros(mode == _RELU),
+            sample_rows=torch.tensor(sample_rows, dtype=torch.int64),
+            score_rows=torch.tensor(score_rows, dtype=torch.int64),
             score_tokens=torch.tensor([token for after in targets for token in after], dtype=torch.int64),
         )
 
     def _activations(
         self, items: tuple[ScheduledSequence, ...], sequence: IntArray, positions: IntArray
-    ) -> tuple[IntArray, IntArray, IntArray, NDArray[np.bool_]]:
-        """Mode, threshold and Philox key of every row, and whether its token was generated."""
+    ) -> tuple[IntArray, IntArray, IntArray]:
+        """Mode, threshold and Philox key of every row."""
         sequences = [item.sequence for item in items]
         active = positions >= np.array([s.first_active for s in sequences])[sequence]
-        generated = positions >= np.array([s.prompt_length for s in sequences])[sequence]
         modes = np.array([MODE_CODE[s.request.activation.mode] for s in sequences])
         thresholds = np.array([s.threshold for s in sequences], np.int64)
         keys = np.array([s.activation_key for s in sequences], np.int64)
         mode = np.where(active, modes[sequence], _SILU)
         threshold = np.where(active, thresholds[sequence], ALWAYS_SILU)
-        return mode, threshold, keys[sequence], generated
+        return mode, threshold, keys[sequence]
 
-    def _sparse_rows(self, relu: NDArray[np.bool_], generated: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which rows skip their zeros."""
-        candidates = relu if self.router.prompts_may_be_sparse else relu & generated
+    def _skip_zeros(self, relu: NDArray[np.bool_]) -> bool:
+        """Whether the step's feed-forward reads weights of active neurons only."""
         zeros, elements = self.backend.sparsity.share(ActivationMode.RELU)
-        if not self.router.is_sparse(int(candidates.sum()), zeros / elements if elements else 0.0):
-            candidates = np.zeros_like(candidates)
-        self.ffn_rows["sparse"] += int(candidates.sum())
-        self.ffn_rows["dense"] += int((relu & ~candidates).sum())
-        return candidates
+        count = int(relu.sum())
+        skip = self.router.skips(count, len(relu), zeros / elements if elements else 0.5)
+        self.ffn_rows["sparse" if skip else "dense"] += count
+        return skip
 
 
 def _sampling_row(item: ScheduledSequence) -> SamplingRow:
@@ -206,9 +195,5 @@ def _sampling_row(item: ScheduledSequence) -> SamplingRow:
 def _create_backend(checkpoint: Checkpoint, config: EngineConfig, cache: KVCache) -> Backend:
     if config.kernels is KernelSet.REFERENCE:
         return ReferenceBackend(checkpoint.config, checkpoint.weights, cache)
-    return CpuBackend(
-        checkpoint.config,
-        checkpoint.weights,
-        cache,
-        deterministic=config.deterministic,
-    )
+    amx = False if config.kernels is KernelSet.VECTOR else None
+    return CpuBackend(checkpoint.config, checkpoint.weights, cache, quantization=config.quantize, amx=amx)

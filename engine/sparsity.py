@@ -20,17 +20,18 @@ class SparsityCounters:
         """Forget all counts."""
         self.zeros[:] = self.elements[:] = 0
 
-    def add(self, layer: int, modes: NDArray[np.int64], zeros: NDArray[np.int64], intermediate: int) -> None:
-        """Count one layer of a step.
+    def add(self, modes: NDArray[np.int64], zeros: NDArray[np.int64], intermediate: int) -> None:
+        """Count a step.
 
         Args:
-            layer: Decoder layer.
             modes: [rows], index into `MODES`.
-            zeros: [rows], zeros of each row.
-            intermediate: Elements of a row.
+            zeros: [layers, rows], zeros of each row in each layer.
+            intermediate: Elements of a row in one layer.
         """
-        self.zeros[:, layer] += np.bincount(modes, zeros, len(MODES)).astype(np.int64)
-        self.elements[:, layer] += np.bincount(modes, minlength=len(MODES)) * intermediate
+        for code in set(modes.tolist()):
+            rows = modes == code
+            self.zeros[code] += zeros[:, rows].sum(1)
+            self.elements[code] += int(rows.sum()) * intermediate
 
     def share(self, mode: ActivationMode) -> tuple[int, int]:
         """Zeros and elements of one mode over all layers."""

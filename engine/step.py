@@ -11,8 +11,6 @@ from engine.activation import ActivationRows
 class StepInputs:
     """The token rows of one step, of all its sequences one after another.
 
-    Rows of RELU mode that may skip their zeros come first, so that both feed-forward paths read slices.
-
     Attributes:
         token_ids: int64 [rows].
         positions: int64 [rows], position of each token in its sequence.
@@ -20,7 +18,7 @@ class StepInputs:
         row_sequence: int32 [rows], each row's line in `block_tables`.
         block_tables: int32 [sequences, blocks], cache blocks of each sequence in order, padded with 0.
         activations: Each row's activation.
-        sparse_rows: Number of leading rows that take the sparse feed-forward path.
+        skip_zeros: Read the feed-forward's weights for active neurons only; a matter of speed, not of results.
         sample_rows: int64 [sampled], rows after which a token is drawn.
         score_rows: int64 [scored], rows after which the next token is known and its log-probability is wanted.
         score_tokens: int64 [scored], these next tokens.
@@ -32,7 +30,7 @@ class StepInputs:
     row_sequence: Tensor
     block_tables: Tensor
     activations: ActivationRows
-    sparse_rows: int
+    skip_zeros: bool
     sample_rows: Tensor
     score_rows: Tensor
     score_tokens: Tensor

@@ -10,6 +10,7 @@ DEFAULT_GRID = (
     *(Activation(ActivationMode.STOCHASTIC, p=p) for p in (0.9, 0.7, 0.5, 0.3)),
     Activation(ActivationMode.RELU),
 )
+MODES_GRID = (Activation(), Activation(ActivationMode.STOCHASTIC, p=0.5), Activation(ActivationMode.RELU))  # in short
 
 
 def parse_activation(spec: str) -> Activation:

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from server import cli_eval, cli_tune
 from server import cli_options as opt
+from server.cli_eval_options import MEASURE
 from server.cli_support import check_writable, engine_config, errors_as_one_line, given, progress_on, write_json
 from server.loadgen import BenchConfig, Endpoint, run_benchmark, run_event_loop
 from server.loadgen_client import RequestError, Target
@@ -119,6 +120,7 @@ def serve(
     ] = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     max_model_len: opt.MaxModelLen = None,
     max_num_seqs: opt.MaxNumSeqs = None,
@@ -127,7 +129,6 @@ def serve(
     kv_cache_mib: opt.KvCacheMib = None,
     prefix_caching: opt.PrefixCaching = None,
     ffn_path: opt.FfnPathOption = None,
-    deterministic: opt.Deterministic = None,
     kernels: opt.KernelsOption = None,
     allow_untuned_activations: opt.AllowUntuned = None,
     threads: opt.Threads = None,
@@ -174,11 +175,11 @@ def generate(
     system: Annotated[str | None, typer.Option(help="System message of a chat.")] = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     max_model_len: opt.MaxModelLen = None,
     kv_cache_mib: opt.KvCacheMib = None,
     ffn_path: opt.FfnPathOption = None,
-    deterministic: opt.Deterministic = None,
     kernels: opt.KernelsOption = None,
     allow_untuned_activations: opt.AllowUntuned = None,
     threads: opt.Threads = None,
@@ -208,21 +209,39 @@ def info(
     model: opt.Model = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     max_model_len: opt.MaxModelLen = None,
     kv_cache_mib: opt.KvCacheMib = None,
     kernels: opt.KernelsOption = None,
     threads: opt.Threads = None,
+    perplexity: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text to measure the perplexity of, in each mode that the checkpoint allows; see 'siluette eval'.",
+            exists=True,
+            show_default=False,
+            rich_help_panel=MEASURE,
+        ),
+    ] = None,
+    text_tokens: Annotated[
+        int, typer.Option("--max-tokens", min=1, help="Tokens of the text that count.", rich_help_panel=MEASURE)
+    ] = 2048,
 ) -> None:
-    """Load a model and show its modes, kernels and memory."""
+    """Load a model and show its modes, kernels and memory; with a text, its perplexity too."""
     from engine import LLM, EngineError
+    from evaluation.errors import EvaluationError
     from server.console import model_table
 
+    out = Console()
     with (
-        errors_as_one_line(EngineError, OSError),
+        errors_as_one_line(EngineError, EvaluationError, OSError),
         LLM(config=engine_config(context), progress=progress_on(Console(stderr=True))) as llm,
     ):
-        Console().print(model_table(llm.info))
+        out.print(model_table(llm.info))
+        if perplexity is not None:
+            out.print()
+            cli_eval.print_perplexity(llm, perplexity, text_tokens, out)
 
 
 @app.command()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from engine import LLM, Activation
     from evaluation.answers import PromptBuilder
     from evaluation.controls import Control
+    from evaluation.perplexity import PerplexityResult
     from evaluation.questions import Question
     from evaluation.texts import TextWindows
 
@@ -50,6 +51,7 @@ def perplexity(
     model: opt.ModelOption = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     kv_cache_mib: opt.KvCacheMib = None,
     kernels: opt.KernelsOption = None,
@@ -58,17 +60,12 @@ def perplexity(
 ) -> None:
     """Perplexity of texts, by activation."""
     from evaluation.grid import silu_share
-    from evaluation.perplexity import measure_perplexity
     from evaluation.plots import plot_perplexity
     from server.console_eval import perplexity_table
 
     with _evaluation(context, json_path, plot_path) as llm:
-        grid = _grid(llm, activations)
-        results = []
-        for text in _windows(llm, texts, window, text_tokens):
-            for activation in grid:
-                with _bar(f"{text.name}, {_name(activation)}") as advance:
-                    results.append(measure_perplexity(llm, text, activation, seeds=seeds, seed=seed, progress=advance))
+        measured = _windows(llm, texts, window, text_tokens)
+        results = perplexity_of(llm, measured, _grid(llm, activations), seeds=seeds, seed=seed)
         Console().print(perplexity_table(results))
         settings = {"context": window, "max_tokens": text_tokens, "seeds": seeds, "seed": seed}
         _write(json_path, "perplexity", llm, settings, [result.to_json() for result in results])
@@ -92,6 +89,7 @@ def sparsity(
     model: opt.ModelOption = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     kv_cache_mib: opt.KvCacheMib = None,
     kernels: opt.KernelsOption = None,
@@ -149,6 +147,7 @@ def questions(
     model: opt.ModelOption = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     max_num_seqs: opt.MaxNumSeqs = None,
     kv_cache_mib: opt.KvCacheMib = None,
@@ -210,6 +209,7 @@ def diversity(
     model: opt.ModelOption = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
+    quantize: opt.Quantize = None,
     device: opt.Device = None,
     max_num_seqs: opt.MaxNumSeqs = None,
     kv_cache_mib: opt.KvCacheMib = None,
@@ -239,6 +239,29 @@ def diversity(
         Console().print(diversity_table(results))
         settings = {"prompts": len(prompts), "samples": samples, "max_tokens": text_tokens, "seed": seed}
         _write(json_path, "diversity", llm, settings, [result.to_json(with_texts) for result in results])
+
+
+def print_perplexity(llm: "LLM", path: Path, max_tokens: int, console: Console) -> None:
+    """Perplexity of the beginning of one text in each mode that the checkpoint allows: `siluette info --perplexity`."""
+    from evaluation.grid import MODES_GRID, supported
+    from server.console_eval import perplexity_table
+
+    texts = _windows(llm, [path], None, max_tokens)
+    console.print(perplexity_table(perplexity_of(llm, texts, supported(MODES_GRID, llm.info.support))))
+
+
+def perplexity_of(
+    llm: "LLM", texts: "list[TextWindows]", activations: "list[Activation]", *, seeds: int = 1, seed: int = 0
+) -> "list[PerplexityResult]":
+    """Measure each text with each activation, with a progress bar."""
+    from evaluation.perplexity import measure_perplexity
+
+    results = []
+    for text in texts:
+        for activation in activations:
+            with _bar(f"{text.name}, {_name(activation)}") as advance:
+                results.append(measure_perplexity(llm, text, activation, seeds=seeds, seed=seed, progress=advance))
+    return results
 
 
 @contextmanager
@@ -358,6 +381,7 @@ def _write(path: Path | None, name: str, llm: "LLM", settings: dict[str, Any], r
         "adapter": info.adapter,
         "weights_digest": info.weights_digest,
         "dtype": info.dtype,
+        "quantization": info.quantization,
         "support": asdict(info.support),
         "kernels": info.kernels,
     }

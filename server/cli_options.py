@@ -14,7 +14,8 @@ MODEL, SAMPLING, ACTIVATION = "Model and engine", "Sampling", "Activation"
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 FfnPathName = Literal["auto", "sparse", "dense"]
-KernelsName = Literal["auto", "reference"]
+KernelsName = Literal["auto", "vector", "reference"]
+QuantizationName = Literal["none", "int8", "int4"]
 ModeName = Literal["silu", "stochastic", "relu"]
 ScopeName = Literal["all", "decode"]
 LogLevelName = Literal["critical", "error", "warning", "info", "debug"]
@@ -45,6 +46,14 @@ DTypeOption = Annotated[
     typer.Option(
         help="Type of weights and KV cache; auto is bfloat16 where the processor computes it natively.",
         show_default="auto",
+        rich_help_panel=MODEL,
+    ),
+]
+Quantize = Annotated[
+    QuantizationName | None,
+    typer.Option(
+        help="Bits of the weights: int8 is as good as bfloat16, int4 a little worse; both read less memory.",
+        show_default="none",
         rich_help_panel=MODEL,
     ),
 ]
@@ -96,24 +105,16 @@ PrefixCaching = Annotated[
 FfnPathOption = Annotated[
     FfnPathName | None,
     typer.Option(
-        help="Feed-forward path of RELU tokens; auto: prompts dense, generated ones sparse.",
+        help="Whether RELU tokens skip their zeros; auto decides step by step from measured costs. Same results.",
         show_default="auto",
-        rich_help_panel=MODEL,
-    ),
-]
-Deterministic = Annotated[
-    bool | None,
-    typer.Option(
-        "--deterministic/--no-deterministic",
-        help="A request's result never depends on what else the engine is doing; without, some loads run faster.",
-        show_default="deterministic",
         rich_help_panel=MODEL,
     ),
 ]
 KernelsOption = Annotated[
     KernelsName | None,
     typer.Option(
-        help="auto takes the fastest of the device; reference is plain PyTorch, slow, for comparison.",
+        help="auto takes the fastest of the device, vector leaves out AMX; reference is plain PyTorch, slow, for "
+        "comparison.",
         show_default="auto",
         rich_help_panel=MODEL,
     ),

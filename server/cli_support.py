@@ -24,9 +24,9 @@ def given(context: typer.Context, names: set[str]) -> dict[str, Any]:
 
 def engine_config(context: typer.Context) -> "EngineConfig":
     """The engine that the command's options describe."""
-    from engine import DType, EngineConfig, FfnPath, KernelSet
+    from engine import DType, EngineConfig, FfnPath, KernelSet, Quantization
 
-    kinds = {"dtype": DType, "ffn_path": FfnPath, "kernels": KernelSet}
+    kinds = {"dtype": DType, "quantize": Quantization, "ffn_path": FfnPath, "kernels": KernelSet}
     chosen = given(context, {field.name for field in fields(EngineConfig)})
     for name in kinds.keys() & chosen.keys():
         chosen[name] = kinds[name](chosen[name])

@@ -124,6 +124,7 @@ def model_table(info: ModelInfo) -> Table:
         f"vocabulary {info.vocab_size}",
         "context": f"{info.max_model_len} tokens",
         "dtype": info.dtype,
+        **({"quantised": info.quantization} if info.quantization != "none" else {}),
         "modes": f"{support.describe()} ({tuned})",
         "positive branch": str(support.positive_branch),
         **_quality_rows(info.quality),

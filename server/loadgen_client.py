@@ -163,6 +163,7 @@ class _Exchange(asyncio.Protocol):
         self._body = bytearray()
         self._rest = b""  # the beginning of a line whose end has not come yet
         self._complete = False
+        self._finish_reason = False  # `transformers serve` ends its streams with one, and without [DONE]
         self._now = 0.0
 
     def json(self) -> Any:
@@ -203,8 +204,8 @@ class _Exchange(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._status != 200:
             self._fail(RequestError(f"http_{self._status}", _error_message(bytes(self._body))))
-        elif self._streaming and not self._complete:
-            self._fail(RequestError("disconnected", "the stream ended without [DONE]"))
+        elif self._streaming and not (self._complete or self._finish_reason):
+            self._fail(RequestError("disconnected", "the stream ended without finish_reason or [DONE]"))
         else:
             self._succeed()
 
@@ -226,8 +227,12 @@ class _Exchange(asyncio.Protocol):
                 record.usage = Usage(
                     usage["prompt_tokens"], usage["completion_tokens"], details.get("cached_tokens") or 0
                 )
-            if any(_has_text(choice) for choice in event.get("choices") or ()):
+            choices = event.get("choices") or ()
+            if any(_has_text(choice) for choice in choices):
                 record.piece_times.append(self._now)
+            if any(choice.get("finish_reason") for choice in choices):
+                self._finish_reason = True
+                record.finished = self._now
         except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
             raise RequestError("malformed", f"an event is not OpenAI's: {data[:200]!r}") from error
 

@@ -160,7 +160,13 @@ class _EngineCollector(Collector):
         yield InfoMetricFamily(
             "siluette_model",
             "The served model",
-            value={"name": info.name, "architecture": info.architecture, "dtype": info.dtype, "version": VERSION},
+            value={
+                "name": info.name,
+                "architecture": info.architecture,
+                "dtype": info.dtype,
+                "quantization": info.quantization,
+                "version": VERSION,
+            },
         )
         yield GaugeMetricFamily("siluette_engine_up", "1 while the engine takes requests", float(self._engine.alive))
         for name, (documentation, read) in _GAUGES.items():

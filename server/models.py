@@ -30,6 +30,9 @@ def _card(services: Services) -> ModelCard:
         "created": services.started,
         "owned_by": "siluette",
         "max_model_len": info.max_model_len,
+        "dtype": info.dtype,
+        "quantization": info.quantization,
+        "weight_bytes": info.weight_bytes,
         "activations": {
             "modes": list(info.support.modes),
             "min_p": info.support.min_p,

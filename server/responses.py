@@ -141,6 +141,9 @@ class ModelCard(TypedDict):
     created: int
     owned_by: str
     max_model_len: int
+    dtype: str
+    quantization: str
+    weight_bytes: int
     activations: "ActivationLimits"
 
 

@@ -52,8 +52,16 @@ class Services:
 
 def _fingerprint(engine: AsyncEngine) -> str:
     info, config = engine.info, engine.config
-    kernels = (config.kernels, config.ffn_path, config.deterministic, info.threads)
-    facts = (VERSION, torch.__version__, info.architecture, info.weights_digest, info.dtype, *kernels)
+    kernels = (config.kernels, config.ffn_path, info.threads)
+    facts = (
+        VERSION,
+        torch.__version__,
+        info.architecture,
+        info.weights_digest,
+        info.dtype,
+        info.quantization,
+        *kernels,
+    )
     return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 
 

@@ -95,7 +95,6 @@ def fast_config(model: str | None = None, threads: int | None = None) -> "Engine
         model=model,
         adapter="none",
         threads=threads,
-        deterministic=False,
         max_num_seqs=MAX_BATCH,
         max_num_batched_tokens=512,
     )

@@ -1,4 +1,4 @@
-"""The narrow interface between the decoder and a device's kernels."""
+"""The narrow interface between the runner and a device's kernels."""
 
 from abc import ABC, abstractmethod
 
@@ -8,15 +8,19 @@ from torch import Tensor
 from engine.ffn_router import FfnCosts
 from engine.kv_cache import KVCache
 from engine.models.config import DecoderConfig, DecoderWeights
+from engine.models.weights import tensors_of
 from engine.sparsity import SparsityCounters
 from engine.step import StepInputs
 
 
 class Backend(ABC):
-    """Kernels of one device, bound to one model's weights and cache.
+    """The Llama-family decoder on one device: its kernels, bound to one model's weights and cache.
+
+    A stack of pre-norm attention and gated feed-forward layers; the KV cache is its only state. The residual stream is
+    float32, for small contributions of late layers would drown in bfloat16.
 
     Attributes:
-        has_sparse_ffn: Whether `feed_forward` can skip zeros for the first `step.sparse_rows` rows.
+        sparsity: Counts of the feed-forward's zeros.
     """
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, cache: KVCache) -> None:
@@ -26,33 +30,25 @@ class Backend(ABC):
         self.sparsity = SparsityCounters(config.num_layers)
 
     @abstractmethod
-    def begin(self, step: StepInputs) -> None:
-        """Prepare what all layers of a step share."""
+    def forward(self, step: StepInputs) -> Tensor:
+        """Run the step's token rows through all layers. Writes their keys and values into the cache, counts zeros.
 
-    @abstractmethod
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """RMSNorm of each row: float32 [rows, hidden] to the same in the type of `weight`."""
-
-    @abstractmethod
-    def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """Attention block of one layer, normalised input to output projection: [rows, hidden] to [rows, hidden].
-
-        Writes the rows' keys and values into the cache before any row attends.
+        Returns:
+            Hidden states float32 [rows, hidden], for `logits` of those rows that need them.
         """
 
     @abstractmethod
-    def feed_forward(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """Gated feed-forward of one layer: [rows, hidden] to [rows, hidden]. Counts its zeros."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states [rows, hidden] of `forward` to logits [rows, vocab], valid until the next call."""
 
-    @abstractmethod
-    def logits(self, x: Tensor) -> Tensor:
-        """Normalised hidden states [rows, hidden] to logits [rows, vocab]."""
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of the weights."""
+        return sum(tensor.nbytes for tensor in tensors_of(self.weights))
 
     @abstractmethod
     def describe(self) -> dict[str, str]:
         """Name of the kernel behind each operation, for `siluette info`."""
-
-    has_sparse_ffn = False
 
     def measure_ffn_costs(self) -> FfnCosts | None:
         """Time both paths of RELU rows; None where there is no sparse one."""

@@ -1,4 +1,4 @@
-"""The whole decoder layer in plain PyTorch: slow, obvious, and what every kernel is tested against."""
+"""The whole decoder in plain PyTorch: slow, obvious, and what every kernel is tested against."""
 
 import math
 
@@ -9,24 +9,37 @@ from torch.nn import functional
 from engine.activation import apply_activation
 from engine.kernels.backend import Backend, rotary_angles
 from engine.kv_cache import BLOCK_SIZE
+from engine.models.config import LayerWeights
 from engine.step import StepInputs
 
 
 class ReferenceBackend(Backend):
     """Runs everywhere, promises nothing about speed."""
 
-    def begin(self, step: StepInputs) -> None:
-        """Compute the step's rotary angles."""
+    def forward(self, step: StepInputs) -> Tensor:
+        """See `Backend.forward`."""
         self._cos, self._sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
+        x = self.weights.embedding[step.token_ids].float()
+        self._zeros: list[Tensor] = []
+        for index, layer in enumerate(self.weights.layers):
+            x = x + self._attention(index, layer, self._norm(x, layer.input_norm), step)
+            x = x + self._feed_forward(index, layer, self._norm(x, layer.post_norm), step)
+        zeros = torch.stack(self._zeros).numpy()
+        self.sparsity.add(step.activations.mode.numpy(), zeros, self.config.intermediate_size)
+        return x
 
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `Backend.norm`."""
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Backend.logits`."""
+        return functional.linear(self._norm(hidden, self.weights.final_norm), self.weights.lm_head)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMSNorm of each row: float32 [rows, hidden] to the same in the type of `weight`."""
         normed = functional.rms_norm(x, (self.config.hidden_size,), weight.float(), self.config.norm_eps)
         return normed.to(weight.dtype)
 
-    def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """See `Backend.attention`."""
-        config, weights = self.config, self.weights.layers[layer]
+    def _attention(self, layer: int, weights: LayerWeights, x: Tensor, step: StepInputs) -> Tensor:
+        """Attention of one layer, normalised input to output projection; writes the cache before any row attends."""
+        config = self.config
         qkv = functional.linear(x, weights.qkv, weights.qkv_bias)
         q, k, v = torch.split(qkv, [config.q_size, config.kv_size, config.kv_size], dim=-1)
         q = q.float().reshape(-1, config.num_heads, config.head_dim)
@@ -59,17 +72,11 @@ class ReferenceBackend(Backend):
         scores = torch.einsum("hd,htd->ht", q, keys) / math.sqrt(config.head_dim)
         return torch.einsum("ht,htd->hd", scores.softmax(-1), values).flatten()
 
-    def feed_forward(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """See `Backend.feed_forward`."""
-        weights = self.weights.layers[layer]
+    def _feed_forward(self, layer: int, weights: LayerWeights, x: Tensor, step: StepInputs) -> Tensor:
+        """Gated feed-forward of one layer."""
         activated = apply_activation(functional.linear(x, weights.gate), step.activations, layer)
-        zeros = (activated == 0).sum(-1)
-        self.sparsity.add(layer, step.activations.mode.numpy(), zeros.numpy(), activated.shape[1])
+        self._zeros.append((activated == 0).sum(-1))
         return (activated * functional.linear(x, weights.up)) @ weights.down
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See `Backend.logits`."""
-        return functional.linear(x, self.weights.lm_head)
 
     def describe(self) -> dict[str, str]:
         """See `Backend.describe`."""

@@ -1,6 +1,7 @@
 """The shape of a supported decoder, whatever family and file format it came from."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -67,7 +68,9 @@ class DecoderConfig:
 
 @dataclass(slots=True)
 class LayerWeights:
-    """Weights of one decoder layer. Linear weights are [out, in]; feed-forward ones neuron-major.
+    """Weights of one decoder layer, or of all of them stacked along a new first axis.
+
+    Linear weights are [out, in]; feed-forward ones neuron-major.
 
     Attributes:
         qkv: [q_size + 2 * kv_size, hidden], queries, keys and values stacked; heads rotate by halves (Hugging Face
@@ -93,7 +96,18 @@ class DecoderWeights:
     """All weights. With tied embeddings `lm_head` is the very tensor of `embedding`."""
 
     embedding: Tensor  # [vocab, hidden]
-    layers: list[LayerWeights]
+    stacked: LayerWeights  # of all layers
     final_norm: Tensor  # [hidden]
     lm_head: Tensor  # [vocab, hidden]
     rope_inv_freq: Tensor  # float32 [head_dim / 2], scaling applied
+
+    @property
+    def layers(self) -> list[LayerWeights]:
+        """Each layer's weights, views of the stacked ones."""
+        parts = {name: getattr(self.stacked, name) for name in LayerWeights.__slots__}
+
+        def layer(index: int) -> LayerWeights:
+            views: dict[str, Any] = {name: None if part is None else part[index] for name, part in parts.items()}
+            return LayerWeights(**views)
+
+        return [layer(index) for index in range(len(self.stacked.gate))]

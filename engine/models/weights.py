@@ -53,57 +53,70 @@ def build_weights(config: DecoderConfig, source: TensorSource, inv_freq: Tensor,
     """
     _check(config, source)
     embedding = _load(source, EMBEDDING, (config.vocab_size, config.hidden_size), dtype)
-    layers = [_load_layer(config, source, f"model.layers.{index}", dtype) for index in range(config.num_layers)]
+    stacked = _allocate_layers(config, dtype)
     final_norm = _load(source, FINAL_NORM, (config.hidden_size,), dtype)
     lm_head = embedding
     if LM_HEAD in source.names:
         separate = _load(source, LM_HEAD, (config.vocab_size, config.hidden_size), dtype)
         if not (config.tie_embeddings and torch.equal(separate, embedding)):
             lm_head = separate
-    return DecoderWeights(embedding, layers, final_norm, lm_head, inv_freq)
+    weights = DecoderWeights(embedding, stacked, final_norm, lm_head, inv_freq)
+    for index, layer in enumerate(weights.layers):
+        _load_layer(config, source, f"model.layers.{index}", layer)
+    return weights
 
 
 def tensors_of(weights: DecoderWeights) -> Iterator[Tensor]:
     """Every parameter once: tied embeddings count once, the rotary frequencies are no parameters."""
     yield weights.embedding
-    for layer in weights.layers:
-        parts = (getattr(layer, name) for name in LayerWeights.__slots__)
-        yield from (part for part in parts if part is not None)
+    parts = (getattr(weights.stacked, name) for name in LayerWeights.__slots__)
+    yield from (part for part in parts if part is not None)
     yield weights.final_norm
     if weights.lm_head is not weights.embedding:
         yield weights.lm_head
 
 
-def _load_layer(config: DecoderConfig, source: TensorSource, prefix: str, dtype: torch.dtype) -> LayerWeights:
-    hidden, intermediate = config.hidden_size, config.intermediate_size
+def _allocate_layers(config: DecoderConfig, dtype: torch.dtype) -> LayerWeights:
+    hidden, intermediate, qkv_size = config.hidden_size, config.intermediate_size, config.q_size + 2 * config.kv_size
 
-    def load(name: str, *shape: int) -> Tensor:
-        return _load(source, f"{prefix}.{name}", shape, dtype)
-
-    def stack_qkv(kind: str, *width: int) -> Tensor:
-        stacked = torch.empty(config.q_size + 2 * config.kv_size, *width, dtype=dtype)
-        start = 0
-        for part, size in (("q", config.q_size), ("k", config.kv_size), ("v", config.kv_size)):
-            source.copy_into(f"{prefix}.self_attn.{part}_proj.{kind}", stacked[start : start + size])
-            start += size
-        return stacked
-
-    down = torch.empty(intermediate, hidden, dtype=dtype)
-    source.copy_into(f"{prefix}.mlp.down_proj.weight", down.T)
+    def stack(*shape: int) -> Tensor:
+        return torch.empty(config.num_layers, *shape, dtype=dtype)
 
     return LayerWeights(
-        input_norm=load("input_layernorm.weight", hidden),
-        qkv=stack_qkv("weight", hidden),
-        qkv_bias=stack_qkv("bias") if config.qkv_bias else None,
-        q_norm=load("self_attn.q_norm.weight", config.head_dim) if config.qk_norm else None,
-        k_norm=load("self_attn.k_norm.weight", config.head_dim) if config.qk_norm else None,
-        o=load("self_attn.o_proj.weight", hidden, config.q_size),
-        o_bias=load("self_attn.o_proj.bias", hidden) if config.o_bias else None,
-        post_norm=load("post_attention_layernorm.weight", hidden),
-        gate=load("mlp.gate_proj.weight", intermediate, hidden),
-        up=load("mlp.up_proj.weight", intermediate, hidden),
-        down=down,
+        input_norm=stack(hidden),
+        qkv=stack(qkv_size, hidden),
+        qkv_bias=stack(qkv_size) if config.qkv_bias else None,
+        q_norm=stack(config.head_dim) if config.qk_norm else None,
+        k_norm=stack(config.head_dim) if config.qk_norm else None,
+        o=stack(hidden, config.q_size),
+        o_bias=stack(hidden) if config.o_bias else None,
+        post_norm=stack(hidden),
+        gate=stack(intermediate, hidden),
+        up=stack(intermediate, hidden),
+        down=stack(intermediate, hidden),
     )
+
+
+def _load_layer(config: DecoderConfig, source: TensorSource, prefix: str, layer: LayerWeights) -> None:
+    def load(name: str, destination: Tensor | None) -> None:
+        if destination is not None:
+            source.copy_into(f"{prefix}.{name}", destination)
+
+    start = 0
+    for part, size in (("q", config.q_size), ("k", config.kv_size), ("v", config.kv_size)):
+        load(f"self_attn.{part}_proj.weight", layer.qkv[start : start + size])
+        if layer.qkv_bias is not None:
+            load(f"self_attn.{part}_proj.bias", layer.qkv_bias[start : start + size])
+        start += size
+    load("input_layernorm.weight", layer.input_norm)
+    load("self_attn.q_norm.weight", layer.q_norm)
+    load("self_attn.k_norm.weight", layer.k_norm)
+    load("self_attn.o_proj.weight", layer.o)
+    load("self_attn.o_proj.bias", layer.o_bias)
+    load("post_attention_layernorm.weight", layer.post_norm)
+    load("mlp.gate_proj.weight", layer.gate)
+    load("mlp.up_proj.weight", layer.up)
+    load("mlp.down_proj.weight", layer.down.T)
 
 
 def _load(source: TensorSource, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

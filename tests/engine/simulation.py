@@ -38,12 +38,12 @@ def make_scored(prompt: list[int], activation: Activation = SILU) -> Sequence:
 
 def activation_at(sequence: Sequence, position: int) -> tuple[Any, ...]:
     """How a token is activated, written down from the request alone: all that its keys and values depend on beside the
-    tokens up to it. RELU tokens of a prompt and generated ones take different kernels, which round differently."""
+    tokens up to it."""
     activation, generated = sequence.request.activation, position >= sequence.prompt_length
     if activation.mode is ActivationMode.SILU or (activation.scope is Scope.DECODE and not generated):
         return ("silu",)
     if activation.mode is ActivationMode.RELU:
-        return ("relu", generated)
+        return ("relu",)
     return ("stochastic", activation.p, activation.seed, sequence.index)
 
 

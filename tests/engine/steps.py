@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from engine.activation import MODE_CODE, Activation, ActivationMode, ActivationRows, PositiveBranch
+from engine.activation import MODE_CODE, Activation, ActivationRows, PositiveBranch
 from engine.kv_cache import BLOCK_SIZE, blocks_for
 from engine.philox import derive_key
 from engine.step import StepInputs
@@ -73,12 +72,9 @@ def step_inputs(
     Args:
         chunks: At least one.
         branch: The checkpoint's positive branch.
-        sparse: RELU tokens take the sparse path, which puts them first.
+        sparse: The feed-forward skips zeros.
     """
     rows = [(line, offset) for line, chunk in enumerate(chunks) for offset in range(len(chunk.tokens))]
-    skips = [sparse and chunks[line].activation.mode is ActivationMode.RELU for line, _ in rows]
-    order = sorted(range(len(rows)), key=lambda row: not skips[row])
-    rows = [rows[row] for row in order]
     positions = [chunks[line].start + offset for line, offset in rows]
     width = max(len(chunk.blocks) for chunk in chunks)
     tables = [[*chunk.blocks, *[0] * (width - len(chunk.blocks))] for chunk in chunks]
@@ -96,12 +92,8 @@ def step_inputs(
         row_sequence=torch.tensor([line for line, _ in rows], dtype=torch.int32),
         block_tables=torch.tensor(tables, dtype=torch.int32),
         activations=activations,
-        sparse_rows=sum(skips),
-        sample_rows=_inverse(order),
+        skip_zeros=sparse,
+        sample_rows=torch.arange(len(rows)),
         score_rows=torch.empty(0, dtype=torch.int64),
         score_tokens=torch.empty(0, dtype=torch.int64),
     )
-
-
-def _inverse(order: list[int]) -> Tensor:
-    return torch.tensor(order).argsort()

@@ -292,7 +292,7 @@ async def test_a_failing_engine_tells_every_reader(engine: AsyncEngine, monkeypa
 
     streams = [engine.submit([1, 2, 3], LONG) for _ in range(3)]
     await anext(streams[0])
-    monkeypatch.setattr(engine._engine._runner._decoder, "forward", fail)
+    monkeypatch.setattr(engine._engine._runner.backend, "forward", fail)
 
     for stream in streams:
         with pytest.raises(EngineStopped):
@@ -307,8 +307,8 @@ async def test_a_failing_engine_tells_every_reader(engine: AsyncEngine, monkeypa
 async def test_logits_that_are_not_finite_end_one_request_only(
     engine: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoder = engine._engine._runner._decoder
-    compute = decoder.logits
+    backend = engine._engine._runner.backend
+    compute = backend.logits
 
     def poison_first_row(hidden: Tensor) -> Tensor:
         logits = compute(hidden)
@@ -316,7 +316,7 @@ async def test_logits_that_are_not_finite_end_one_request_only(
             logits[0, 0] = float("nan")
         return logits
 
-    monkeypatch.setattr(decoder, "logits", poison_first_row)
+    monkeypatch.setattr(backend, "logits", poison_first_row)
     outputs = await asyncio.gather(*(collect(engine.submit([i + 1, 2, 3], SHORT)) for i in range(3)))
 
     reasons = [output.samples[0].finish_reason for output in outputs]

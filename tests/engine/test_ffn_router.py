@@ -1,4 +1,4 @@
-"""Which RELU rows skip their zeros."""
+"""Which steps skip zeros."""
 
 import pytest
 from hypothesis import given, settings
@@ -32,29 +32,29 @@ def test_an_extrapolated_cost_is_never_negative() -> None:
     assert steep.sparse(0, 1.0) == 0
 
 
-@settings(deadline=None)
-@given(rows=ROWS, zeros=SHARE)
-@pytest.mark.parametrize("costs", [None, COSTS])
-def test_a_given_path_is_taken_whatever_it_costs(costs: FfnCosts | None, rows: int, zeros: float) -> None:
-    assert FfnRouter(FfnPath.SPARSE, True, costs).is_sparse(rows, zeros)
-    assert not FfnRouter(FfnPath.DENSE, True, costs).is_sparse(rows, zeros)
+def router_of(path: FfnPath, costs: FfnCosts | None = COSTS) -> FfnRouter:
+    return FfnRouter(path, lambda: costs)
 
 
 @settings(deadline=None)
-@given(rows=ROWS, zeros=SHARE)
-@pytest.mark.parametrize("path", FfnPath)
-def test_without_a_sparse_kernel_all_is_dense(path: FfnPath, rows: int, zeros: float) -> None:
-    router = FfnRouter(path, has_sparse=False)
+@given(rows=ROWS, others=st.integers(0, 300), zeros=SHARE)
+def test_a_given_path_is_taken_whatever_it_costs(rows: int, others: int, zeros: float) -> None:
+    assert router_of(FfnPath.SPARSE).skips(rows, rows + others, zeros)
+    assert not router_of(FfnPath.DENSE).skips(rows, rows + others, zeros)
 
-    assert not router.is_sparse(rows, zeros)
-    assert not router.prompts_may_be_sparse
+
+@pytest.mark.parametrize("path", [FfnPath.SPARSE, FfnPath.DENSE])
+def test_nothing_is_measured_for_a_given_path(path: FfnPath) -> None:
+    def fail() -> FfnCosts:
+        raise AssertionError
+
+    assert FfnRouter(path, fail).costs is None
 
 
 @settings(deadline=None)
 @given(rows=ROWS, zeros=SHARE)
-def test_without_costs_the_choice_depends_on_nothing(rows: int, zeros: float) -> None:
-    """Deterministic mode: neither batch-mates nor what was seen so far may change a row's path."""
-    assert FfnRouter(FfnPath.AUTO, True).is_sparse(rows, zeros)
+def test_without_a_sparse_path_auto_is_dense(rows: int, zeros: float) -> None:
+    assert not router_of(FfnPath.AUTO, None).skips(rows, rows, zeros)
 
 
 @pytest.mark.parametrize(
@@ -73,24 +73,27 @@ def test_without_costs_the_choice_depends_on_nothing(rows: int, zeros: float) ->
     ],
 )
 def test_auto_follows_measured_costs(rows: int, zeros: float, sparse: bool) -> None:
-    assert FfnRouter(FfnPath.AUTO, True, COSTS).is_sparse(rows, zeros) is sparse
+    assert router_of(FfnPath.AUTO).skips(rows, rows, zeros) is sparse
 
 
 @settings(deadline=None)
 @given(rows=ROWS, low=SHARE, high=SHARE)
 def test_more_zeros_never_turn_sparse_into_dense(rows: int, low: float, high: float) -> None:
-    router = FfnRouter(FfnPath.AUTO, True, COSTS)
+    router = router_of(FfnPath.AUTO)
 
-    assert router.is_sparse(rows, max(low, high)) >= router.is_sparse(rows, min(low, high))
+    assert router.skips(rows, rows, max(low, high)) >= router.skips(rows, rows, min(low, high))
 
 
+@settings(deadline=None)
+@given(rows=ROWS, others=ROWS, zeros=SHARE)
+def test_auto_is_dense_beside_rows_without_zeros(rows: int, others: int, zeros: float) -> None:
+    """They read every weight anyway."""
+    assert not router_of(FfnPath.AUTO).skips(rows, rows + others, zeros)
+
+
+@settings(deadline=None)
+@given(rows=st.integers(0, 300), zeros=SHARE)
 @pytest.mark.parametrize("path", FfnPath)
 @pytest.mark.parametrize("costs", [None, COSTS])
-def test_no_rows_take_no_path(path: FfnPath, costs: FfnCosts | None) -> None:
-    assert not FfnRouter(path, True, costs).is_sparse(0, 0.9)
-
-
-def test_prompts_are_sparse_on_demand_only() -> None:
-    may = {path: FfnRouter(path, True).prompts_may_be_sparse for path in FfnPath}
-
-    assert may == {FfnPath.AUTO: False, FfnPath.SPARSE: True, FfnPath.DENSE: False}
+def test_without_relu_rows_nothing_is_skipped(path: FfnPath, costs: FfnCosts | None, rows: int, zeros: float) -> None:
+    assert not router_of(path, costs).skips(0, rows, zeros)

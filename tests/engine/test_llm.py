@@ -478,7 +478,8 @@ class TestConfig:
         [
             ({"dtype": "float16"}, "dtype must be one of 'auto', 'float32', 'bfloat16', got 'float16'"),
             ({"ffn_path": "fast"}, "ffn_path must be one of 'auto', 'sparse', 'dense', got 'fast'"),
-            ({"kernels": None}, "kernels must be one of 'auto', 'reference', got None"),
+            ({"quantize": "int2"}, "quantize must be one of 'none', 'int8', 'int4', got 'int2'"),
+            ({"kernels": None}, "kernels must be one of 'auto', 'vector', 'reference', got None"),
         ],
     )
     def test_an_unknown_choice_is_refused(self, settings, message):

@@ -420,15 +420,16 @@ class TestSharingBetweenActivations:
             simulation.add(second)
             assert rows(simulation.step())[0][1] == (16 if again is SILU else 48)
 
-    def test_generated_relu_tokens_are_not_shared_with_a_prompt(self):
+    @pytest.mark.parametrize("activation", [SILU, RELU], ids=["silu", "relu"])
+    def test_generated_tokens_are_shared_with_a_prompt(self, activation):
         simulation = Simulation(num_blocks=20)
-        first = sequence([1] * 16, RELU, max_tokens=40)
+        first = sequence([1] * 16, activation, max_tokens=40)
         simulation.add(first)
         simulation.run()
-        second = sequence(first.token_ids, RELU)
+        second = sequence(first.token_ids, activation)
         simulation.add(second)
 
-        assert rows(simulation.step()) == [(second, 16, 40)]
+        assert rows(simulation.step()) == [(second, 48, 8)]
 
     def test_generated_relu_tokens_are_found_again_after_preemption(self):
         simulation = Simulation(num_blocks=8)

@@ -173,7 +173,7 @@ class TestSameBits:
             together = llm.score(prompts, each)
             assert together == [score(llm, *pair) for pair in zip(prompts, each, strict=True)]
 
-    def test_in_a_step_whose_sparse_rows_are_put_first(self, subject: Subject) -> None:
+    def test_in_a_step_that_skips_zeros_of_some_rows(self, subject: Subject) -> None:
         prompts = [tokens(20, 1), tokens(30, 2)]
         with subject.start(ffn_path=FfnPath.SPARSE) as llm:
             together = llm.score(prompts, [SILU, RELU])

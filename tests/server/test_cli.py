@@ -11,12 +11,23 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from engine import Activation, ActivationMode, DType, EngineConfig, FfnPath, KernelSet, SamplingParams, Scope
+from engine import (
+    Activation,
+    ActivationMode,
+    DType,
+    EngineConfig,
+    FfnPath,
+    KernelSet,
+    Quantization,
+    SamplingParams,
+    Scope,
+)
 from server import cli_options as opt
 from server.cli import app
 from server.loadgen_workload import MODES
 from server.settings import LogLevel, ServerSettings
 from server.version import VERSION
+from tests.engine.models.tiny import make_tiny
 
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -77,6 +88,7 @@ class TestHelp:
         ("names", "kind"),
         [
             (get_args(opt.DTypeName), DType),
+            (get_args(opt.QuantizationName), Quantization),
             (get_args(opt.FfnPathName), FfnPath),
             (get_args(opt.KernelsName), KernelSet),
             (get_args(opt.ModeName), ActivationMode),
@@ -109,6 +121,12 @@ class TestBadValues:
             (("serve", "--port", "70000"), "less than or equal to 65535"),
             (("serve", "--shutdown-timeout", "inf"), "shutdown_timeout: Input should be a finite number"),
             (("serve", "--dtype", "int8"), "'int8' is not one of 'auto', 'float32', 'bfloat16'"),
+            (("serve", "--quantize", "int2"), "'int2' is not one of 'none', 'int8', 'int4'"),
+            (
+                ("generate", "x", "--quantize", "int8", "--kernels", "reference"),
+                "quantize must be 'none' with the reference kernels, got 'int8'",
+            ),
+            (("info", "--perplexity", "no-such-text"), "no-such-text"),
             (("bench", "--mode-mix", "gelu=1"), "a mode mix names each of silu, stochastic, relu at most once"),
             (("bench", "--prompt-tokens", "12-14"), "a length must be a number of tokens such as '128' or '128+-64'"),
             (("bench", "--base-url", "ftp://x"), "the base URL must look like 'http://127.0.0.1:8000'"),
@@ -191,6 +209,35 @@ class TestInfo:
         assert "modes 'silu', 'stochastic' with p in [0.7, 1] (not tuned" in text
         assert re.search(r"KV cache \d\.\d MiB, \d+ blocks of \d+ tokens", text)
         assert re.search(r"attention kernels \w+", text)
+
+    @pytest.mark.parametrize("quantize", Quantization)
+    def test_names_the_quantisation_and_measures_perplexity_in_the_modes_that_are_allowed(
+        self, tiny_model: Path, quantize: str, tmp_path: Path
+    ) -> None:
+        text = tmp_path / "hats.txt"
+        text.write_text("the hat is near the tree. " * 20)
+        options = ("--dtype", "float32", "--kv-cache-mib", "4", "--threads", "1", "--max-tokens", "300")
+        result = run("info", str(tiny_model), "--quantize", quantize, "--perplexity", str(text), *options)
+
+        assert result.exit_code == 0, result.output
+        assert (f"quantised {quantize}" in " ".join(result.stdout.split())) is (quantize != Quantization.NONE)
+        # An untuned model tolerates no p of 0.5, nor RELU.
+        (row,) = re.findall(r"^hats\.txt +(\S+) +300 +1 +[\d.]+ +([\d.]+)", result.stdout, re.MULTILINE)
+        assert row[0] == "silu"
+        assert float(row[1]) > 1
+
+    def test_widths_that_cannot_be_quantised_are_one_line(self, tmp_path: Path) -> None:
+        make_tiny("llama", tmp_path, intermediate_size=160)
+        result = run("info", str(tmp_path), "--quantize", "int4", "--kv-cache-mib", "4")
+        assert result.exit_code == 2
+        assert re.search(r"^Error: intermediate_size 160 is no multiple of 64", result.stderr, re.MULTILINE)
+
+    def test_a_text_without_words_is_one_line(self, tiny_model: Path, tmp_path: Path) -> None:
+        text = tmp_path / "empty.txt"
+        text.write_text("")
+        result = run("info", str(tiny_model), "--perplexity", str(text), "--kv-cache-mib", "4")
+        assert result.exit_code == 2
+        assert re.search(r"^Error: .*empty\.txt holds no text", result.stderr, re.MULTILINE)
 
 
 @pytest.mark.slow

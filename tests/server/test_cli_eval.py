@@ -106,6 +106,7 @@ class TestPerplexity:
         assert document["evaluation"] == "perplexity"
         assert document["settings"] == {"context": 32, "max_tokens": 60, "seeds": 2, "seed": 0}
         assert document["model"]["dtype"] == "float32"
+        assert document["model"]["quantization"] == "none"
         assert document["machine"]["python"]
         assert str(tmp_path) not in path.read_text()
         assert [record["passes"] for record in document["results"]] == [1, 2, 2] * 2

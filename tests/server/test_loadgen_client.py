@@ -132,6 +132,16 @@ class TestStream:
         async with scripted(head, text("a"), DONE) as (target, _):
             assert len((await target.stream("/", {}, 30)).piece_times) == 1
 
+    async def test_finish_reason_and_a_proper_end_will_do_without_done(self) -> None:
+        last = event(choices=[{"index": 0, "text": "", "finish_reason": "length"}])
+        async with scripted(HEAD, *chunked(text("a"), last), pause=0.02) as (target, _):
+            record = await target.stream("/", {}, 30)
+        assert record.piece_times[0] < record.finished
+        with pytest.raises(RequestError) as caught:
+            async with scripted(HEAD, *chunked(text("a"), last)[:-1]) as (target, _):
+                await target.stream("/", {}, 30)
+        assert caught.value.kind == "disconnected"
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -139,7 +149,7 @@ class TestErrors:
         [
             ([], "disconnected", "closed the connection"),
             ([HEAD, *chunked(text("a"), DONE)[:1]], "disconnected", "closed the connection"),
-            ([HEAD, *chunked(text("a"))], "disconnected", r"without \[DONE\]"),
+            ([HEAD, *chunked(text("a"))], "disconnected", r"without finish_reason or \[DONE\]"),
             ([HEAD, *chunked(event(error={"message": "the engine died"}), DONE)], "stream_error", "the engine died"),
             ([HEAD, *chunked(b"data: {oops\n\n")], "malformed", "not OpenAI's"),
             ([HEAD, *chunked(b"data: [1]\n\n")], "malformed", "not OpenAI's"),

@@ -1,8 +1,13 @@
 """`/v1/models`."""
 
+from pathlib import Path
+
 import httpx
 
-from engine import AsyncEngine
+from engine import AsyncEngine, Quantization
+from server.app import create_app
+from server.settings import ServerSettings
+from tests.server.conftest import client_of, tiny_config
 from tests.server.helpers import error_of
 
 
@@ -12,9 +17,27 @@ async def test_the_served_model_is_listed_with_its_activations(client: httpx.Asy
     assert models["object"] == "list"
     (card,) = models["data"]
     assert (card["id"], card["object"]) == ("tiny", "model")
-    assert card["max_model_len"] == engine.info.max_model_len
+    for field in ("max_model_len", "dtype", "quantization", "weight_bytes"):
+        assert card[field] == getattr(engine.info, field)
     assert card["activations"]["modes"] == list(engine.info.support.modes)
     assert (await client.get("/v1/models/tiny")).json() == card
+
+
+async def test_a_quantised_model_says_so_and_has_a_fingerprint_of_its_own(tiny_model: Path) -> None:
+    settings = ServerSettings()
+    cards, fingerprints = [], []
+    for quantize in Quantization:
+        engine = AsyncEngine(tiny_config(tiny_model, quantize=quantize))
+        app = create_app(engine, settings)
+        fingerprints.append(app.state.services.fingerprint)
+        async with client_of(app) as client:
+            cards.append((await client.get("/v1/models")).json()["data"][0])
+            metrics = (await client.get("/metrics")).text
+        engine.shutdown()
+        assert f'quantization="{quantize}"' in metrics
+
+    assert [card["quantization"] for card in cards] == [*Quantization]
+    assert len({card["weight_bytes"] for card in cards}) == len(set(fingerprints)) == len(Quantization)
 
 
 async def test_names_may_hold_slashes(client: httpx.AsyncClient) -> None:

@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from engine.kernels.cpu.math import exp, narrow, widen
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.simd import LANES, transposed_dot16, vector_sum, weighted_rows16
+from engine.kernels.cpu.simd import HEADS, LANES, transposed_dots16, vector_sum, weighted_rows16
 from engine.kv_cache import BLOCK_SIZE as BLOCK
 
 
@@ -133,10 +133,11 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
         scores = np.empty(group * span, np.float32)
         for b in range(first_block, last_block + 1):
             keys_at = (table[b] * num_kv_heads + kv_head) * head_dim * BLOCK
-            for g in range(group):
+            for g in range(0, group, HEADS):
                 query_at = (row * num_heads + kv_head * group + g) * head_dim
-                scores_at = g * span + (b - first_block) * BLOCK
-                transposed_dot16(scores, scores_at, flat_queries, query_at, flat_keys, keys_at, head_dim)
+                at = g * span + (b - first_block) * BLOCK
+                heads = min(HEADS, group - g)
+                transposed_dots16(heads, scores, at, span, flat_queries, query_at, flat_keys, keys_at, head_dim)
         accumulator = np.zeros(group * head_dim, np.float32)
         inverse = np.empty(group, np.float32)
         for g in range(group):
@@ -145,11 +146,12 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
             values_at = (table[b] * num_kv_heads + kv_head) * BLOCK * head_dim
             # Slots after the row's own position may hold anything, so they are left out, not multiplied by zero.
             used = min(BLOCK, count - (b - first_block) * BLOCK)
-            for g in range(group):
-                weights_at = g * span + (b - first_block) * BLOCK
+            for g in range(0, group, HEADS):
+                weights_at, heads = g * span + (b - first_block) * BLOCK, min(HEADS, group - g)
                 for d in range(0, head_dim, LANES):
+                    at, rows_at = g * head_dim + d, values_at + d
                     weighted_rows16(
-                        accumulator, g * head_dim + d, scores, weights_at, flat_values, values_at + d, head_dim, used
+                        heads, accumulator, at, head_dim, scores, weights_at, span, flat_values, rows_at, head_dim, used
                     )
         for g in range(group):
             at = (kv_head * group + g) * head_dim

@@ -1,75 +1,56 @@
-"""The CPU backend: PyTorch's matrix products at fixed row counts, Numba for everything around them."""
+"""The CPU backend: a whole step in compiled code, products by AMX tiles where the processor has them."""
 
 import math
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.activation import MODE_CODE, ActivationMode, PositiveBranch
+from engine.config import Quantization
 from engine.errors import UnsupportedArchitecture
-from engine.ffn_router import HIGH_ZEROS, LOW_ZEROS, MEASURED_ROWS, FfnCosts
+from engine.ffn_router import FfnCosts
 from engine.kernels.backend import Backend, rotary_angles
-from engine.kernels.cpu.activation import activate
-from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
-from engine.kernels.cpu.linear import LADDER, InvariantLinear, invariant_sizes
-from engine.kernels.cpu.norm import rms_norm
-from engine.kernels.cpu.sparse_ffn import PARTS, sparse_ffn
+from engine.kernels.cpu.costs import measure_ffn_costs
+from engine.kernels.cpu.formats import (
+    Format,
+    as_array,
+    down_tiles_for,
+    make_hidden,
+    make_rows,
+    store,
+    store_down,
+    tiles_for,
+)
+from engine.kernels.cpu.isa import has_amx
+from engine.kernels.cpu.layers import LayerArrays, StepRows, feed_forward, multiply, prepare, run_layers
+from engine.kernels.cpu.product import BLOCK
+from engine.kernels.cpu.quantised import INT8_GROUP
+from engine.kernels.cpu.scratch import make_scratch
+from engine.kernels.cpu.tiles import ROWS
 from engine.kv_cache import KVCache
-from engine.models.config import DecoderConfig, DecoderWeights, LayerWeights
+from engine.models.config import DecoderConfig, DecoderWeights
 from engine.step import StepInputs
 
 Array = NDArray[Any]
 
-
-def as_array(tensor: Tensor) -> Array:
-    """A NumPy view of a tensor; bfloat16, which NumPy lacks, as its bits in uint16."""
-    array: Array = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
-    return array
-
-
-def _in_columns(weight: Tensor) -> Tensor:
-    """The same matrix, laid out in memory column by column."""
-    return weight.t().contiguous().t()
-
-
-class _Layer:
-    """One layer's weights as the kernels want them; given weights in another layout are replaced."""
-
-    def __init__(self, weights: LayerWeights, config: DecoderConfig, linear: Callable[..., InvariantLinear]) -> None:
-        # Transposed weights keep more row counts in one class, see `invariant_sizes`; `up` and `down` must stay
-        # neuron-major.
-        transpose_gate = weights.gate.dtype is torch.float32
-        weights.qkv, weights.o = _in_columns(weights.qkv), _in_columns(weights.o)
-        self.qkv = linear(weights.qkv.t(), weights.qkv_bias, transposed=True)
-        self.o = linear(weights.o.t(), weights.o_bias, transposed=True)
-        if transpose_gate:
-            weights.gate = _in_columns(weights.gate)
-        self.gate = linear(weights.gate.t() if transpose_gate else weights.gate, transposed=transpose_gate)
-        self.up = linear(weights.up)
-        self.down = linear(weights.down, transposed=True)
-        self.up_array, self.down_array = as_array(weights.up), as_array(weights.down)
-        none = np.empty(0, np.float32)
-        self.q_norm = none if weights.q_norm is None else weights.q_norm.float().numpy()
-        self.k_norm = none if weights.k_norm is None else weights.k_norm.float().numpy()
+_FORMATS = {Quantization.NONE: Format.FLOAT, Quantization.INT8: Format.INT8, Quantization.INT4: Format.INT4}
 
 
 class CpuBackend(Backend):
     """See the modules beside this one for the kernels.
 
     Args:
-        deterministic: Multiply at fixed row counts, so that no row depends on its batch-mates.
+        quantization: Bits of the weights. Their tensors are let go of; what stays is the embedding.
+        amx: Use AMX tiles; None if the processor has them. Weights of float32 never do.
 
     Raises:
-        UnsupportedArchitecture: A width is no multiple of 16.
+        UnsupportedArchitecture: A width is no multiple of what the kernels need.
     """
-
-    has_sparse_ffn = True
 
     def __init__(
         self,
@@ -77,170 +58,206 @@ class CpuBackend(Backend):
         weights: DecoderWeights,
         cache: KVCache,
         *,
-        deterministic: bool = True,
+        quantization: Quantization = Quantization.NONE,
+        amx: bool | None = None,
     ) -> None:
         super().__init__(config, weights, cache)
-        for name in ("hidden_size", "head_dim"):
-            if getattr(config, name) % 16:
-                raise UnsupportedArchitecture(
-                    f"{name} {getattr(config, name)} is no multiple of 16, which the CPU kernels need; "
-                    "the reference backend runs it"
-                )
-
-        def linear(
-            weight: Tensor, bias: Tensor | None = None, *, transposed: bool = False, max_rows: int = LADDER[-1]
-        ) -> InvariantLinear:
-            if not deterministic:
-                return InvariantLinear(weight, bias, transposed=transposed)
-            out_features, in_features = weight.shape[::-1] if transposed else weight.shape
-            sizes = invariant_sizes(out_features, in_features, weight.dtype, transposed=transposed, max_rows=max_rows)
-            return InvariantLinear(weight, bias, transposed=transposed, sizes=sizes)
-
-        self._layers = [_Layer(layer, config, linear) for layer in weights.layers]
-        self._head = linear(weights.lm_head, max_rows=64)  # sees sampled rows only
+        _check_widths(config, quantization)
+        quantised = quantization is not Quantization.NONE
+        self._amx = (quantised or weights.embedding.dtype is torch.bfloat16) and (has_amx() if amx is None else amx)
+        self._threads = numba.get_num_threads()
+        self._kind = _FORMATS[quantization]
+        self._down_kind = Format.INT8 if quantised else Format.FLOAT
+        # A vocabulary that is no multiple of 16 keeps its output matrix.
+        self._head_kind = Format.INT8 if quantised and config.vocab_size % 16 == 0 else Format.FLOAT
+        self._head_amx = self._amx and (self._head_kind is not Format.FLOAT or weights.lm_head.dtype is torch.bfloat16)
+        self._arrays = _layer_arrays(config, weights, self._kind)
+        self._head = layer_of(store(weights.lm_head[None], self._head_kind), 0)
+        self._final_norm = weights.final_norm.float().numpy()
+        self._none = np.empty(0, np.float32)
         self._keys, self._values = as_array(cache.keys), as_array(cache.values)
         self._eps, self._scale = np.float32(config.norm_eps), np.float32(1 / math.sqrt(config.head_dim))
+        self._capacity = 0
+        self._logits = torch.empty(0, config.vocab_size)
 
-    def begin(self, step: StepInputs) -> None:
-        """Views of the step's tensors, shared by all layers."""
-        cos, sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
-        self._cos, self._sin = cos.numpy(), sin.numpy()
-        self._slots, self._positions = step.slots.numpy(), step.positions.numpy()
-        self._tables, self._row_sequence = step.block_tables.numpy(), step.row_sequence.numpy()
+    def forward(self, step: StepInputs) -> Tensor:
+        """See `Backend.forward`."""
+        x = self.weights.embedding[step.token_ids].float()
+        count = len(x)
+        self._reserve(count)
         rows = step.activations
-        self._modes, self._thresholds, self._keys_philox = rows.mode.numpy(), rows.threshold.numpy(), rows.keys.numpy()
-        self._is_silu = self._modes == MODE_CODE[ActivationMode.SILU]
-        self._identity = rows.positive_branch is PositiveBranch.IDENTITY
-        self._queries = np.empty((len(self._slots), self.config.num_heads, self.config.head_dim), np.float32)
-        self._zeros = np.empty(len(self._slots), np.int64)
-
-    def norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        """See `Backend.norm`."""
-        out = torch.empty(x.shape, dtype=weight.dtype)
-        rms_norm(x.numpy(), as_array(weight), self._eps, as_array(out))
-        return out
-
-    def attention(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """See `Backend.attention`."""
-        weights = self._layers[layer]
-        rotated = self.config.use_rope[layer]
-        keys, values = self._keys[layer], self._values[layer]
-        rotate_and_cache(
-            as_array(weights.qkv(x)),
-            self._cos if rotated else self._cos[:, :0],
-            self._sin if rotated else self._sin[:, :0],
-            weights.q_norm,
-            weights.k_norm,
+        zeros = np.empty((self.config.num_layers, count), np.int64)
+        scratch = self._scratch._replace(
+            qkv=self._scratch.qkv[:count],
+            queries=self._scratch.queries[:count],
+            attended=self._scratch.attended[:count],
+        )
+        run_layers(
+            x.numpy(),
+            self._arrays,
+            self._step_rows(step),
+            step.skip_zeros,
+            self._keys,
+            self._values,
             self._eps,
             self._scale,
-            self._slots,
-            self._queries,
-            keys,
-            values,
+            rows.positive_branch is PositiveBranch.IDENTITY,
+            self._hidden_rows,
+            self._attended_rows,
+            tiles_for(self._kind, count, amx=self._amx),
+            down_tiles_for(self._down_kind, count, amx=self._amx),
+            self._threads,
+            scratch,
+            zeros,
         )
-        out = torch.empty(x.shape[0], self.config.q_size, dtype=x.dtype)
-        window = self.config.sliding_window[layer] or 0
-        paged_attention(
-            self._queries, keys, values, self._tables, self._row_sequence, self._positions, window, as_array(out)
-        )
-        return weights.o(out)
+        self.sparsity.add(rows.mode.numpy(), zeros, self.config.intermediate_size)
+        return x
 
-    def feed_forward(self, layer: int, x: Tensor, step: StepInputs) -> Tensor:
-        """See `Backend.feed_forward`."""
-        weights = self._layers[layer]
-        gate = weights.gate(x)
-        sparse, rows = step.sparse_rows, x.shape[0]
-        if sparse == 0:
-            out = self._dense(layer, gate, x, 0)
-        elif sparse == rows:
-            out = self._sparse(layer, gate, x)
-        else:
-            out = torch.cat(
-                (self._sparse(layer, gate[:sparse], x[:sparse]), self._dense(layer, gate[sparse:], x[sparse:], sparse))
-            )
-        self.sparsity.add(layer, self._modes, self._zeros, gate.shape[1])
-        return out
+    @property
+    def weight_bytes(self) -> int:
+        """See `Backend.weight_bytes`: the tensors that are left, and what quantisation made of the others."""
+        quantised = [part for part in (*self._arrays, self._head) if isinstance(part, tuple)]
+        return super().weight_bytes + sum(array.nbytes for part in quantised for array in part)
 
-    def _activate(self, layer: int, gate: Tensor, up: Tensor, out: Tensor, first: int) -> None:
-        """out = act(gate) * up for the step's rows from `first` on."""
-        rows = slice(first, first + gate.shape[0])
-        activate(
-            as_array(gate),
-            self._thresholds[rows],
-            self._keys_philox[rows],
-            self._positions[rows],
-            self._is_silu[rows],
+    def store_gate(self, gate: Tensor) -> Any:
+        """A gate [intermediate, hidden] for `feed_forward`, in the format of the model's own."""
+        return layer_of(store(gate[None].to(self.weights.embedding.dtype), self._kind), 0)
+
+    def feed_forward(self, layer: int, x: Tensor, step: StepInputs, gate: Any = None) -> Tensor:
+        """One layer's feed-forward alone, for measurements: float32 [rows, hidden], normalised, to the same.
+
+        Args:
+            layer: Whose weights.
+            x: The rows.
+            step: Their activations; whether zeros are skipped.
+            gate: One from `store_gate`, in place of the layer's.
+        """
+        count = len(x)
+        self._reserve(count)
+        arrays, out = self._arrays, torch.zeros_like(x)
+        feed_forward(
+            x.numpy(),
+            self._none,
+            self._eps,
+            self._hidden_rows,
+            tiles_for(self._kind, count, amx=self._amx),
+            down_tiles_for(self._down_kind, count, amx=self._amx),
+            step.skip_zeros,
+            layer_of(arrays.gate, layer) if gate is None else gate,
+            layer_of(arrays.up, layer),
+            layer_of(arrays.down, layer),
+            self._step_rows(step),
             layer,
-            self._identity,
-            as_array(up),
-            as_array(out),
-            self._zeros[rows],
+            step.activations.positive_branch is PositiveBranch.IDENTITY,
+            self._threads,
+            self._scratch,
+            out.numpy(),
         )
-
-    def _dense(self, layer: int, gate: Tensor, x: Tensor, first: int) -> Tensor:
-        weights = self._layers[layer]
-        activated = torch.empty_like(gate)
-        self._activate(layer, gate, weights.up(x), activated, first)
-        return weights.down(activated)
-
-    def _sparse(self, layer: int, gate: Tensor, x: Tensor) -> Tensor:
-        activated = torch.empty(gate.shape)
-        self._activate(layer, gate, gate[:, :0], activated, 0)
-        return self._skip_zeros(layer, activated, x)
-
-    def _skip_zeros(self, layer: int, activated: Tensor, x: Tensor) -> Tensor:
-        weights, out = self._layers[layer], torch.empty_like(x)
-        partial = np.empty((PARTS, *x.shape), np.float32)
-        sparse_ffn(x.float().numpy(), activated.numpy(), weights.up_array, weights.down_array, partial, as_array(out))
         return out
-
-    def logits(self, x: Tensor) -> Tensor:
-        """See `Backend.logits`."""
-        if x.shape[0] == 0:  # a step of unfinished prompts
-            return x.new_empty(0, self.config.vocab_size)
-        return self._head(x)
 
     def measure_ffn_costs(self) -> FfnCosts:
-        """See `Backend.measure_ffn_costs`. Goes round all layers, so that weights come from memory as in real steps."""
-        generator = torch.Generator().manual_seed(0)
-        dtype = self.weights.embedding.dtype
+        """See `Backend.measure_ffn_costs`."""
+        return measure_ffn_costs(self)
 
-        def median_seconds(run: Callable[[int], object]) -> float:
-            run(0)
-            seconds = []
-            for turn in range(9):
-                start = time.perf_counter()
-                run(turn % len(self._layers))
-                seconds.append(time.perf_counter() - start)
-            return statistics.median(seconds)
+    def _step_rows(self, step: StepInputs) -> StepRows:
+        cos, sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
+        rows = step.activations
+        return StepRows(
+            cos.numpy(),
+            sin.numpy(),
+            step.slots.numpy(),
+            step.row_sequence.numpy(),
+            step.block_tables.numpy(),
+            step.positions.numpy(),
+            rows.threshold.numpy(),
+            rows.keys.numpy(),
+            (rows.mode == MODE_CODE[ActivationMode.SILU]).numpy(),
+        )
 
-        dense: list[float] = []
-        low: list[float] = []
-        high: list[float] = []
-        for rows in MEASURED_ROWS:
-            x = torch.randn(rows, self.config.hidden_size, generator=generator).to(dtype)
-            drawn = torch.rand(rows, self.config.intermediate_size, generator=generator)
-            activated = {zeros: torch.where(drawn < zeros, 0.0, drawn) for zeros in (LOW_ZEROS, HIGH_ZEROS)}
-            narrow = activated[LOW_ZEROS].to(dtype)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Backend.logits`."""
+        count = len(hidden)
+        if len(self._logits) < count:
+            self._logits = torch.empty(count, self.config.vocab_size)
+        out = self._logits[:count]
+        if count == 0:  # a step of unfinished prompts
+            return out
+        self._reserve(count)
+        inputs = self._head_rows
+        prepare(hidden.numpy(), self._final_norm, self._eps, inputs, self._head)
+        config = tiles_for(self._head_kind, count, amx=self._head_amx)
+        size = self.config.hidden_size
+        multiply(inputs, size, config, self._head, self._none, out.numpy(), self._threads, self._scratch.thread, False)
+        return out
 
-            def run_dense(layer: int, x: Tensor = x, h: Tensor = narrow) -> object:
-                return self._layers[layer].up(x), self._layers[layer].down(h)
-
-            dense.append(median_seconds(run_dense))
-            for zeros, costs in ((LOW_ZEROS, low), (HIGH_ZEROS, high)):
-
-                def run_sparse(layer: int, x: Tensor = x, h: Tensor = activated[zeros]) -> object:
-                    return self._skip_zeros(layer, h, x)
-
-                costs.append(median_seconds(run_sparse))
-        return FfnCosts(tuple(dense), tuple(low), tuple(high))
+    def _reserve(self, rows: int) -> None:
+        """Have memory for so many rows; it grows in powers of two."""
+        if rows <= self._capacity:
+            return
+        self._capacity = rows = max(ROWS, 1 << (rows - 1).bit_length())
+        hidden, q_size = self.config.hidden_size, self.config.q_size
+        make = partial(make_hidden, self._down_kind, amx=self._amx)
+        self._scratch = make_scratch(self.config, rows, self._threads, make)
+        self._hidden_rows = make_rows(self._kind, rows, hidden, amx=self._amx)
+        self._attended_rows = make_rows(self._kind, rows, q_size, amx=self._amx)
+        self._head_rows = make_rows(self._head_kind, rows, hidden, amx=self._head_amx)
 
     def describe(self) -> dict[str, str]:
         """See `Backend.describe`."""
-        first = self._layers[0]
-        sizes = "any" if first.up.sizes is None else "/".join(map(str, first.up.sizes))
+        products = "AMX tiles" if self._amx else "vector loops"
         return {
-            "attention": "Numba, paged, one row at a time",
-            "feed-forward": "Numba activation; sparse up/down in Numba, dense in PyTorch",
-            "linear": f"PyTorch, {sizes} rows at once",
+            "attention": "paged, one row at a time",
+            "feed-forward": f"{products}; zeros of RELU rows skipped",
+            "linear": products,
         }
+
+
+def _check_widths(config: DecoderConfig, quantization: Quantization) -> None:
+    width = BLOCK if quantization is Quantization.NONE else INT8_GROUP
+    needed = {"hidden_size": width, "intermediate_size": width, "q_size": width, "head_dim": 16}
+    if quantization is not Quantization.NONE:
+        needed["kv_size"] = 16
+    for name, multiple in needed.items():
+        if getattr(config, name) % multiple:
+            kernels = "CPU kernels need" if quantization is Quantization.NONE else f"{quantization} weights need"
+            raise UnsupportedArchitecture(
+                f"{name} {getattr(config, name)} is no multiple of {multiple}, which the {kernels}; "
+                "the reference kernels run it"
+            )
+
+
+def layer_of(weights: Any, layer: int) -> Any:
+    """One layer of a stacked weight in any format."""
+    return type(weights)(*(part[layer] for part in weights)) if isinstance(weights, tuple) else weights[layer]
+
+
+def _layer_arrays(config: DecoderConfig, weights: DecoderWeights, kind: Format) -> LayerArrays:
+    stacked = weights.stacked
+
+    def linear(name: str) -> Any:
+        stored = store(getattr(stacked, name), kind)
+        if kind is not Format.FLOAT:
+            setattr(stacked, name, getattr(stacked, name)[:, :0])  # so that memory never holds all of both
+        return stored
+
+    def small(vectors: Tensor | None) -> Array:
+        return np.empty((config.num_layers, 0), np.float32) if vectors is None else vectors.float().numpy()
+
+    down = store_down(stacked.down, kind)
+    if kind is not Format.FLOAT:
+        stacked.down = stacked.down[:, :0]
+    return LayerArrays(
+        input_norm=small(stacked.input_norm),
+        qkv=linear("qkv"),
+        qkv_bias=small(stacked.qkv_bias),
+        q_norm=small(stacked.q_norm),
+        k_norm=small(stacked.k_norm),
+        o=linear("o"),
+        o_bias=small(stacked.o_bias),
+        post_norm=small(stacked.post_norm),
+        gate=linear("gate"),
+        up=linear("up"),
+        down=down,
+        window=np.array([window or 0 for window in config.sliding_window]),
+        rotated=np.array(config.use_rope),
+    )

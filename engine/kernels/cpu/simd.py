@@ -12,9 +12,11 @@ batch-mates and threads.
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from engine.kernels.cpu.options import OPTIONS
 
 LANES = 16
 _FLOAT = ir.FloatType()
@@ -57,7 +59,8 @@ def _load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
     return builder.bitcast(builder.shl(wide, shift), _VECTOR)
 
 
-def _splat(builder: Any, scalar: Any) -> Any:
+def splat(builder: Any, scalar: Any) -> Any:
+    """A vector of 16 times the same float32; for code generators, as the two below."""
     zero = ir.Constant(ir.IntType(32), 0)
     single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, zero)
     return builder.shuffle_vector(
@@ -65,7 +68,8 @@ def _splat(builder: Any, scalar: Any) -> Any:
     )
 
 
-def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, fused where the processor can."""
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
 
 
@@ -77,75 +81,141 @@ def _is_weight(dtype: Any) -> bool:
     return dtype in (types.float32, types.uint16)
 
 
-@intrinsic
-def transposed_dot16(
-    typingctx: Any, out: Any, out_at: Any, query: Any, query_at: Any, keys: Any, keys_at: Any, size: Any
-) -> Any:
-    """out[out_at + t] = sum over d < size of query[query_at + d] * keys[keys_at + 16 * d + t], for t < 16.
+def _transposed_dots16(heads: int) -> Any:
+    partials = 4 if heads <= 2 else 2  # sums of one head in turn, so that none waits for the one before
 
-    Four interleaved partial sums hide the latency of the multiply-adds; `size` is a multiple of 4.
+    @intrinsic
+    def transposed_dots16(
+        typingctx: Any,
+        out: Any,
+        out_at: Any,
+        out_stride: Any,
+        query: Any,
+        query_at: Any,
+        keys: Any,
+        keys_at: Any,
+        size: Any,
+    ) -> Any:
+        assert _is_weight(keys.dtype)
+        signature = types.void(out, types.intp, types.intp, query, types.intp, keys, types.intp, types.intp)
+        key_dtype = keys.dtype
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            out_type, _, _, query_type, _, keys_type, _, _ = signature.args
+            out_pointer = _pointer(context, builder, out_type, args[0], args[1])
+            query_pointer = _pointer(context, builder, query_type, args[3], args[4])
+            keys_pointer = _pointer(context, builder, keys_type, args[5], args[6])
+            size = args[7]
+            queries = [builder.gep(query_pointer, [builder.mul(size, ir.Constant(size.type, h))]) for h in range(heads)]
+            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(partials)] for _ in queries]
+            for total in (total for line in sums for total in line):
+                builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+            turns = ir.Constant(size.type, partials)
+            with cgutils.for_range(builder, builder.udiv(size, turns)) as loop:
+                base = builder.mul(loop.index, turns)
+                for turn in range(partials):
+                    d = builder.add(base, ir.Constant(base.type, turn))
+                    at = builder.mul(d, ir.Constant(d.type, LANES))
+                    row = _load_vector(builder, builder.gep(keys_pointer, [at]), key_dtype)
+                    for head, line in zip(queries, sums, strict=True):
+                        factor = splat(builder, builder.load(builder.gep(head, [d])))
+                        builder.store(multiply_add(builder, factor, row, builder.load(line[turn])), line[turn])
+            for h, line in enumerate(sums):
+                totals = [builder.load(total) for total in line]
+                while len(totals) > 1:
+                    totals = [builder.fadd(a, b) for a, b in zip(totals[::2], totals[1::2], strict=True)]
+                place = builder.mul(args[2], ir.Constant(size.type, h))
+                _store_vector(builder, totals[0], builder.gep(out_pointer, [place]))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return transposed_dots16
+
+
+def _weighted_rows16(heads: int) -> Any:
+    @intrinsic
+    def weighted_rows16(
+        typingctx: Any,
+        out: Any,
+        out_at: Any,
+        out_stride: Any,
+        weights: Any,
+        weights_at: Any,
+        weights_stride: Any,
+        rows: Any,
+        rows_at: Any,
+        stride: Any,
+        count: Any,
+    ) -> Any:
+        assert _is_weight(rows.dtype)
+        place = types.intp
+        signature = types.void(out, place, place, weights, place, place, rows, place, place, place)
+        row_dtype = rows.dtype
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            out_pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+            weights_pointer = _pointer(context, builder, signature.args[3], args[3], args[4])
+            rows_pointer = _pointer(context, builder, signature.args[6], args[6], args[7])
+
+            def apart(pointer: Any, stride: Any) -> list[Any]:
+                return [builder.gep(pointer, [builder.mul(stride, ir.Constant(stride.type, h))]) for h in range(heads)]
+
+            targets, factors = apart(out_pointer, args[2]), apart(weights_pointer, args[5])
+            totals = [cgutils.alloca_once(builder, _VECTOR) for _ in targets]
+            for target, total in zip(targets, totals, strict=True):
+                builder.store(_load_vector(builder, target, types.float32), total)
+            with cgutils.for_range(builder, args[9]) as loop:
+                at = builder.mul(loop.index, args[8])
+                row = _load_vector(builder, builder.gep(rows_pointer, [at]), row_dtype)
+                for factor, total in zip(factors, totals, strict=True):
+                    weight = splat(builder, builder.load(builder.gep(factor, [loop.index])))
+                    builder.store(multiply_add(builder, weight, row, builder.load(total)), total)
+            for target, total in zip(targets, totals, strict=True):
+                _store_vector(builder, builder.load(total), target)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return weighted_rows16
+
+
+# For 1 to 4 query heads that share keys and values, which are widened once for all of them.
+_DOTS_1, _DOTS_2, _DOTS_3, _DOTS_4 = (_transposed_dots16(heads) for heads in range(1, 5))
+_ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (_weighted_rows16(heads) for heads in range(1, 5))
+HEADS = 4  # at most
+
+
+@njit(**OPTIONS)
+def transposed_dots16(heads, out, out_at, out_stride, query, query_at, keys, keys_at, size):  # type: ignore[no-untyped-def]
+    """out[out_at + h * out_stride + t] = sum over d of query[query_at + h * size + d] * keys[keys_at + 16 d + t].
+
+    For h < heads <= 4, t < 16 and d < size. `size` is a multiple of 4.
     """
-    assert _is_weight(keys.dtype)
-    signature = types.void(out, types.intp, query, types.intp, keys, types.intp, types.intp)
-    key_dtype = keys.dtype
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out_type, _, query_type, _, keys_type, _, _ = signature.args
-        out_pointer = _pointer(context, builder, out_type, args[0], args[1])
-        query_pointer = _pointer(context, builder, query_type, args[2], args[3])
-        keys_pointer = _pointer(context, builder, keys_type, args[4], args[5])
-        sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(4)]
-        for total in sums:
-            builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
-        four = ir.Constant(args[6].type, 4)
-        with cgutils.for_range(builder, builder.udiv(args[6], four)) as loop:
-            base = builder.mul(loop.index, four)
-            for lane, total in enumerate(sums):
-                d = builder.add(base, ir.Constant(base.type, lane))
-                factor = _splat(builder, builder.load(builder.gep(query_pointer, [d])))
-                at = builder.mul(d, ir.Constant(d.type, LANES))
-                row = _load_vector(builder, builder.gep(keys_pointer, [at]), key_dtype)
-                builder.store(_multiply_add(builder, factor, row, builder.load(total)), total)
-        s0, s1, s2, s3 = (builder.load(total) for total in sums)
-        _store_vector(builder, builder.fadd(builder.fadd(s0, s1), builder.fadd(s2, s3)), out_pointer)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    if heads == 1:
+        _DOTS_1(out, out_at, out_stride, query, query_at, keys, keys_at, size)
+    elif heads == 2:
+        _DOTS_2(out, out_at, out_stride, query, query_at, keys, keys_at, size)
+    elif heads == 3:
+        _DOTS_3(out, out_at, out_stride, query, query_at, keys, keys_at, size)
+    else:
+        _DOTS_4(out, out_at, out_stride, query, query_at, keys, keys_at, size)
 
 
-@intrinsic
-def weighted_rows16(
-    typingctx: Any,
-    out: Any,
-    out_at: Any,
-    weights: Any,
-    weights_at: Any,
-    rows: Any,
-    rows_at: Any,
-    stride: Any,
-    count: Any,
-) -> Any:
-    """out[out_at + d] += sum over t < count of weights[weights_at + t] * rows[rows_at + t * stride + d], for d < 16."""
-    assert _is_weight(rows.dtype)
-    signature = types.void(out, types.intp, weights, types.intp, rows, types.intp, types.intp, types.intp)
-    row_dtype = rows.dtype
+@njit(**OPTIONS)
+def weighted_rows16(heads, out, out_at, out_stride, weights, weights_at, weights_stride, rows, rows_at, stride, count):  # type: ignore[no-untyped-def]
+    """out[out_at + h * out_stride + d] += sum over t of weights[weights_at + h * weights_stride + t] * rows[t, d].
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out_type, _, weights_type, _, rows_type, _, _, _ = signature.args
-        out_pointer = _pointer(context, builder, out_type, args[0], args[1])
-        weights_pointer = _pointer(context, builder, weights_type, args[2], args[3])
-        rows_pointer = _pointer(context, builder, rows_type, args[4], args[5])
-        total = cgutils.alloca_once(builder, _VECTOR)
-        builder.store(_load_vector(builder, out_pointer, types.float32), total)
-        with cgutils.for_range(builder, args[7]) as loop:
-            factor = _splat(builder, builder.load(builder.gep(weights_pointer, [loop.index])))
-            at = builder.mul(loop.index, args[6])
-            row = _load_vector(builder, builder.gep(rows_pointer, [at]), row_dtype)
-            builder.store(_multiply_add(builder, factor, row, builder.load(total)), total)
-        _store_vector(builder, builder.load(total), out_pointer)
-        return context.get_dummy_value()
-
-    return signature, codegen
+    For h < heads <= 4, t < count and d < 16; rows[t, d] is rows[rows_at + t * stride + d].
+    """
+    if heads == 1:
+        _ROWS_1(out, out_at, out_stride, weights, weights_at, weights_stride, rows, rows_at, stride, count)
+    elif heads == 2:
+        _ROWS_2(out, out_at, out_stride, weights, weights_at, weights_stride, rows, rows_at, stride, count)
+    elif heads == 3:
+        _ROWS_3(out, out_at, out_stride, weights, weights_at, weights_stride, rows, rows_at, stride, count)
+    else:
+        _ROWS_4(out, out_at, out_stride, weights, weights_at, weights_stride, rows, rows_at, stride, count)
 
 
 @intrinsic
@@ -166,7 +236,7 @@ def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> 
         def accumulate(at: Any, total: Any) -> None:
             a = _load_vector(builder, builder.gep(x_pointer, [at]), types.float32)
             b = _load_vector(builder, builder.gep(row_pointer, [at]), row_dtype)
-            builder.store(_multiply_add(builder, a, b, builder.load(total)), total)
+            builder.store(multiply_add(builder, a, b, builder.load(total)), total)
 
         wide = ir.Constant(args[4].type, 4 * LANES)
         full = builder.udiv(args[4], wide)
@@ -180,12 +250,12 @@ def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> 
             accumulate(builder.add(builder.mul(full, wide), offset), sums[0])
         s0, s1, s2, s3 = (builder.load(total) for total in sums)
         vector = builder.fadd(builder.fadd(s0, s1), builder.fadd(s2, s3))
-        return _horizontal_sum(builder, vector)
+        return horizontal_sum(builder, vector)
 
     return signature, codegen
 
 
-def _horizontal_sum(builder: Any, vector: Any) -> Any:
+def horizontal_sum(builder: Any, vector: Any) -> Any:
     """Halve until one lane is left: lane i plus lane i + width / 2."""
     width = LANES
     while width > 1:
@@ -211,30 +281,6 @@ def vector_sum(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
             at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
             part = _load_vector(builder, builder.gep(pointer, [at]), types.float32)
             builder.store(builder.fadd(builder.load(total), part), total)
-        return _horizontal_sum(builder, builder.load(total))
-
-    return signature, codegen
-
-
-@intrinsic
-def add_scaled(typingctx: Any, out: Any, out_at: Any, factor: Any, row: Any, row_at: Any, size: Any) -> Any:
-    """out[out_at + k] += factor * row[row_at + k] for k < size, `size` a multiple of 16."""
-    assert _is_weight(row.dtype)
-    signature = types.void(out, types.intp, types.float32, row, types.intp, types.intp)
-    row_dtype = row.dtype
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out_type, _, _, row_type, _, _ = signature.args
-        out_pointer = _pointer(context, builder, out_type, args[0], args[1])
-        row_pointer = _pointer(context, builder, row_type, args[3], args[4])
-        scale = _splat(builder, args[2])
-        with cgutils.for_range(builder, builder.udiv(args[5], ir.Constant(args[5].type, LANES))) as loop:
-            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-            target = builder.gep(out_pointer, [at])
-            row_part = _load_vector(builder, builder.gep(row_pointer, [at]), row_dtype)
-            _store_vector(
-                builder, _multiply_add(builder, scale, row_part, _load_vector(builder, target, types.float32)), target
-            )
-        return context.get_dummy_value()
+        return horizontal_sum(builder, builder.load(total))
 
     return signature, codegen

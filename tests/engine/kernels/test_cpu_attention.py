@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
-from engine.kernels.cpu.backend import as_array
+from engine.kernels.cpu.formats import as_array
 from engine.kv_cache import BLOCK_SIZE, blocks_for
 from tests.engine.kernels.threads import numba_threads
 from tests.engine.steps import blocks_of

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from numba import njit
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.backend import as_array
+from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.math import MAX_EXPONENT, MIN_EXPONENT, exp, from_bfloat16, narrow, silu, to_bfloat16, widen
-from engine.kernels.cpu.simd import add_scaled, dot, transposed_dot16, vector_sum, weighted_rows16
+from engine.kernels.cpu.simd import HEADS, dot, transposed_dots16, vector_sum, weighted_rows16
 
 Array = NDArray[Any]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -28,23 +28,18 @@ def call_dot(x, x_at, row, row_at, size):  # type: ignore[no-untyped-def]
 
 
 @njit
-def call_add_scaled(out, out_at, factor, row, row_at, size):  # type: ignore[no-untyped-def]
-    add_scaled(out, out_at, factor, row, row_at, size)
-
-
-@njit
 def call_vector_sum(values, at, size):  # type: ignore[no-untyped-def]
     return vector_sum(values, at, size)
 
 
 @njit
-def call_transposed_dot16(out, out_at, query, query_at, keys, keys_at, size):  # type: ignore[no-untyped-def]
-    transposed_dot16(out, out_at, query, query_at, keys, keys_at, size)
+def call_transposed_dots16(heads, out, out_at, stride, query, query_at, keys, keys_at, size):  # type: ignore[no-untyped-def]
+    transposed_dots16(heads, out, out_at, stride, query, query_at, keys, keys_at, size)
 
 
 @njit
-def call_weighted_rows16(out, out_at, weights, weights_at, rows, rows_at, stride, count):  # type: ignore[no-untyped-def]
-    weighted_rows16(out, out_at, weights, weights_at, rows, rows_at, stride, count)
+def call_weighted_rows16(heads, out, out_at, apart, weights, weights_at, rows, rows_at, stride, count):  # type: ignore[no-untyped-def]
+    weighted_rows16(heads, out, out_at, apart, weights, weights_at, count, rows, rows_at, stride, count)
 
 
 @njit
@@ -181,36 +176,35 @@ class TestLoops:
 
         assert call_dot(fenced(x), 3, weights(fenced(row, before=7), dtype), 7, size) == x @ row
 
-    @pytest.mark.parametrize("blocks", BLOCKS)
-    def test_add_scaled(self, dtype: torch.dtype, blocks: int) -> None:
-        size = 16 * blocks
-        before, row = small_integers(size, 1), small_integers(size, 2)
-        out = fenced(before)
-
-        call_add_scaled(out, 3, np.float32(-3), weights(fenced(row, before=1), dtype), 1, size)
-
-        np.testing.assert_array_equal(out, fenced(before - 3 * row))
-
+    @pytest.mark.parametrize("heads", range(1, HEADS + 1))
     @pytest.mark.parametrize("size", [4, 8, 16, 64, 80])
-    def test_transposed_dot16(self, dtype: torch.dtype, size: int) -> None:
-        query, keys = small_integers(size, 1), small_integers(size * 16, 2)
-        out = fenced(np.zeros(16, np.float32))
+    def test_transposed_dots16(self, dtype: torch.dtype, size: int, heads: int) -> None:
+        queries, keys = small_integers(size * heads, 1), small_integers(size * 16, 2)
+        out = fenced(np.zeros(16 * heads, np.float32))
 
-        call_transposed_dot16(out, 3, fenced(query, before=2), 2, weights(fenced(keys, before=9), dtype), 9, size)
+        call_transposed_dots16(
+            heads, out, 3, 16, fenced(queries, before=2), 2, weights(fenced(keys, before=9), dtype), 9, size
+        )
 
-        np.testing.assert_array_equal(out, fenced(query @ keys.reshape(size, 16)))
+        np.testing.assert_array_equal(out, fenced((queries.reshape(heads, size) @ keys.reshape(size, 16)).ravel()))
 
+    @pytest.mark.parametrize("heads", range(1, HEADS + 1))
     @pytest.mark.parametrize("count", [0, 1, 2, 15, 16])
     @pytest.mark.parametrize("stride", [16, 48])
-    def test_weighted_rows16_reads_the_counted_rows_only(self, dtype: torch.dtype, count: int, stride: int) -> None:
+    def test_weighted_rows16_reads_the_counted_rows_only(
+        self, dtype: torch.dtype, count: int, stride: int, heads: int
+    ) -> None:
         rows = np.full((16, stride), np.nan, np.float32)
         rows[:count, :16] = small_integers(16 * count, 1).reshape(count, 16)
-        factors, before = small_integers(count, 2), small_integers(16, 3)
+        factors, before = small_integers(count * heads, 2), small_integers(16 * heads, 3)
         out = fenced(before)
 
-        call_weighted_rows16(out, 3, fenced(factors), 3, weights(fenced(rows.ravel()), dtype), 3, stride, count)
+        call_weighted_rows16(
+            heads, out, 3, 16, fenced(factors), 3, weights(fenced(rows.ravel()), dtype), 3, stride, count
+        )
 
-        np.testing.assert_array_equal(out, fenced(before + factors @ rows[:count, :16]))
+        expected = before.reshape(heads, 16) + factors.reshape(heads, count) @ rows[:count, :16]
+        np.testing.assert_array_equal(out, fenced(expected.ravel()))
 
 
 @pytest.mark.parametrize("blocks", BLOCKS)

@@ -1,0 +1,99 @@
+"""Copies of the rows of 32 neurons that lie apart, in the weight's own format, so that `product` may multiply them.
+
+What a product gives for a neuron does not depend on its neighbours, so the result is what it would be in place.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from engine.kernels.cpu.product import BLOCK, is_kind
+from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
+from engine.kernels.cpu.rows import copy64
+
+Array = NDArray[Any]
+
+
+def compacted(weights, size, memory):  # type: ignore[no-untyped-def]
+    """A weight of 32 neurons of `size` values, as `weights`, in `memory`, uint8 (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(compacted)
+def _compacted(weights, size, memory):  # type: ignore[no-untyped-def]
+    if is_kind(weights, Int8Weight):
+
+        def int8(weights, size, memory):  # type: ignore[no-untyped-def]
+            values, scales = BLOCK * size, 2 * BLOCK * (size // INT8_GROUP)
+            return Int8Weight(memory[:values].view(np.int8), memory[values : values + scales].view(np.uint16))
+
+        return int8
+    if is_kind(weights, Int4Weight):
+
+        def int4(weights, size, memory):  # type: ignore[no-untyped-def]
+            values, factors = BLOCK * size // 2, 2 * BLOCK * (size // INT4_GROUP)
+            return Int4Weight(
+                memory[:values],
+                memory[values : values + factors].view(np.uint16),
+                memory[values + factors : values + 2 * factors].view(np.uint16),
+            )
+
+        return int4
+    if weights.dtype == types.float32:
+        return lambda weights, size, memory: memory[: 4 * BLOCK * size].view(np.float32)
+    return lambda weights, size, memory: memory[: 2 * BLOCK * size].view(np.uint16)
+
+
+def copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-untyped-def]
+    """Rows places[first : first + count] of `weights` to the front of `out`, for count <= 32 (in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(copy_neurons)
+def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-untyped-def]
+    if is_kind(weights, Int8Weight):
+
+        def int8(weights, size, places, first, count, out):  # type: ignore[no-untyped-def]
+            groups = size // INT8_GROUP
+            for i in range(count):
+                neuron = places[first + i]
+                copy64(weights.values, neuron * size, out.values, i * size, size)
+                copy_factors(weights.scales, neuron, out.scales, i, groups)
+
+        return int8
+    if is_kind(weights, Int4Weight):
+
+        def int4(weights, size, places, first, count, out):  # type: ignore[no-untyped-def]
+            groups, half = size // INT4_GROUP, size // 2
+            for i in range(count):
+                neuron = places[first + i]
+                copy64(weights.values, neuron * half, out.values, i * half, half)
+                copy_factors(weights.scales, neuron, out.scales, i, groups)
+                copy_factors(weights.minima, neuron, out.minima, i, groups)
+
+        return int4
+
+    def plain(weights, size, places, first, count, out):  # type: ignore[no-untyped-def]
+        for i in range(count):
+            copy64(weights, places[first + i] * size, out, i * size, size)
+
+    return plain
+
+
+def copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
+    """Scales or minima of one neuron (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(copy_factors)
+def _copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
+    def copy(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
+        source = neuron // NEURONS * groups * NEURONS + neuron % NEURONS
+        target = place // NEURONS * groups * NEURONS + place % NEURONS
+        for g in range(groups):
+            out[target + g * NEURONS] = factors[source + g * NEURONS]
+
+    return copy

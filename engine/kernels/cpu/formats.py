@@ -1,0 +1,106 @@
+"""How weights are stored, and what token rows look like that meet them: the one place that knows all formats."""
+
+from enum import Enum, auto
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.kernels.cpu.down import down_tiles
+from engine.kernels.cpu.integer import (
+    IntegerHidden,
+    IntegerRows,
+    PlainIntegerHidden,
+    PlainIntegerRows,
+    integer_down_tiles,
+    integer_tiles,
+)
+from engine.kernels.cpu.product import PlainRows, TileRows, product_tiles, tile_columns
+from engine.kernels.cpu.quantised import (
+    INT4_GROUP,
+    INT8_GROUP,
+    quantise_down,
+    quantise_int4,
+    quantise_int8,
+)
+from engine.kernels.cpu.tiles import ROWS
+
+Array = NDArray[Any]
+
+
+class Format(Enum):
+    """Of one weight."""
+
+    FLOAT = auto()  # float32, or bfloat16 bits
+    INT8 = auto()
+    INT4 = auto()
+
+    @property
+    def group(self) -> int:
+        """Values that share a scale."""
+        return INT4_GROUP if self is Format.INT4 else INT8_GROUP
+
+
+def as_array(tensor: Tensor) -> Array:
+    """A NumPy view of a tensor; bfloat16, which NumPy lacks, as its bits in uint16."""
+    array: Array = (tensor.view(torch.uint16) if tensor.dtype is torch.bfloat16 else tensor).numpy()
+    return array
+
+
+def store(weight: Tensor, kind: Format) -> Any:
+    """A weight [layers, out, in] in its format."""
+    if kind is Format.FLOAT:
+        return as_array(weight).reshape(len(weight), -1)
+    return quantise_int8(weight) if kind is Format.INT8 else quantise_int4(weight)
+
+
+def store_down(weight: Tensor, kind: Format) -> Any:
+    """`down` [layers, intermediate, hidden]: 4 bits are too few for it, so quantised it has 8."""
+    return as_array(weight).reshape(len(weight), -1) if kind is Format.FLOAT else quantise_down(weight)
+
+
+def make_rows(kind: Format, rows: int, size: int, *, amx: bool) -> Any:
+    """Memory for token rows of `size` values that meet weights of a format."""
+    padded = -(-rows // ROWS) * ROWS
+    if kind is Format.FLOAT:
+        if amx:
+            return TileRows(np.zeros(padded * size // 2, np.uint32))
+        return PlainRows(np.zeros(padded * size, np.float32))
+    scales, sums = (np.zeros(padded * (size // kind.group), np.float32) for _ in range(2))
+    if amx:
+        high, low = (np.zeros(padded * size // 4, np.uint32) for _ in range(2))
+        return IntegerRows(high, low, scales, sums)
+    return PlainIntegerRows(np.zeros(padded * size, np.int16), scales, sums)
+
+
+def make_hidden(kind: Format, size: int, *, amx: bool) -> Any:
+    """Memory for `size` values of act(gate) * up on their way to `down`."""
+    if kind is Format.FLOAT:
+        return np.zeros(size, np.uint16 if amx else np.float32)
+    scales = np.zeros(size // INT8_GROUP, np.float32)
+    if amx:
+        return IntegerHidden(np.zeros(size, np.int8), np.zeros(size, np.int8), scales)
+    return PlainIntegerHidden(np.zeros(size, np.int16), scales)
+
+
+@lru_cache
+def _tiles(kind: Format, columns: int) -> Array:
+    return product_tiles(columns) if kind is Format.FLOAT else integer_tiles(columns, kind.group)
+
+
+@lru_cache
+def _down_tiles(kind: Format, rows: int) -> Array:
+    return down_tiles(rows) if kind is Format.FLOAT else integer_down_tiles(rows)
+
+
+def tiles_for(kind: Format, rows: int, *, amx: bool) -> Array | None:
+    """Shapes of tiles for products of so many token rows; None without AMX."""
+    return _tiles(kind, tile_columns(rows)) if amx else None
+
+
+def down_tiles_for(kind: Format, rows: int, *, amx: bool) -> Array | None:
+    """Likewise for the product by `down`."""
+    return _down_tiles(kind, tile_columns(max(1, rows))) if amx else None

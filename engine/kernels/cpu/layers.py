@@ -1,0 +1,435 @@
+"""All layers of a step in one compiled call, without Python or allocation between them.
+
+A layer is five parallel regions: queries, keys and values; attention; its output; gate and up; down. What lies between,
+norms and the layout of rows for products, is done by the calling thread while there are few rows. The work of a region
+is cut by neurons, never along a sum that could then depend on the number of threads.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit, prange
+from numba.extending import overload
+from numpy.typing import NDArray
+
+import engine.kernels.cpu.integer  # noqa: F401  (registers kernels for quantised weights)
+from engine.kernels.cpu.activation import activate
+from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
+from engine.kernels.cpu.compact import compacted, copy_neurons
+from engine.kernels.cpu.down import keep_hidden, multiply_down, skip_down
+from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.product import BLOCK, is_kind, pack_row, product
+from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight
+from engine.kernels.cpu.rows import place_of
+from engine.kernels.cpu.simd import dot
+from engine.kernels.cpu.tiles import configure, release
+
+PARTS = 16  # of the neurons, which threads take one after another
+TILES = 2048  # floats of a thread's memory for stored tiles
+FEW_ROWS = 8  # up to which the calling thread prepares rows alone: waking others would take longer
+
+Array = NDArray[Any]
+
+
+class LayerArrays(NamedTuple):
+    """Weights of all layers, each stacked along the first axis; [layers, 0] where a model has none.
+
+    Linear weights are flat behind the layer, [layers, out * in], float32 or bfloat16 bits, or quantised. Norms and
+    biases are float32.
+    """
+
+    input_norm: Array  # [layers, hidden]
+    qkv: Array
+    qkv_bias: Array
+    q_norm: Array
+    k_norm: Array
+    o: Array
+    o_bias: Array
+    post_norm: Array
+    gate: Array
+    up: Array
+    down: Array
+    window: Array  # int64 [layers], 0 for none
+    rotated: Array  # bool [layers]
+
+
+class StepRows(NamedTuple):
+    """What a step says about its rows; see `StepInputs` and `ActivationRows`."""
+
+    cos: Array  # float32 [rows, head_dim / 2]
+    sin: Array
+    slots: Array
+    sequence: Array
+    tables: Array
+    positions: Array
+    thresholds: Array
+    keys: Array
+    is_silu: Array
+
+
+class Scratch(NamedTuple):
+    """Memory of a step. Sizes are those of the rows at hand, or more."""
+
+    qkv: Array  # float32 [rows, q_size + 2 * kv_size]
+    queries: Array  # float32 [rows, num_heads, head_dim]
+    attended: Array  # float32 [rows, q_size]
+    h: Any  # [rows16 * intermediate], act(gate) * up as `multiply_down` wants it
+    intermediate: int
+    totals: Array  # float32 [rows16 * hidden]
+    zeros: Array  # int64 [PARTS or threads, rows]
+    thread: Array  # float32 [threads, TILES + rows * (BLOCK + widest part of neurons)]
+    words: Array  # uint32 [threads, 8192]
+    places: Array  # int64 [threads, widest part + 66]
+    copies: Array  # uint8 [threads, 4 * BLOCK * hidden]
+
+
+def of_layer(weights: Any, layer: Any) -> Any:
+    """One layer of stacked weights (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(of_layer)
+def _of_layer(weights, layer):  # type: ignore[no-untyped-def]
+    if is_kind(weights, Int8Weight):
+        return lambda weights, layer: Int8Weight(weights.values[layer], weights.scales[layer])
+    if is_kind(weights, Int4Weight):
+        return lambda weights, layer: Int4Weight(weights.values[layer], weights.scales[layer], weights.minima[layer])
+    if is_kind(weights, Int8Down):
+        return lambda weights, layer: Int8Down(weights.values[layer], weights.scales[layer])
+    return lambda weights, layer: weights[layer]
+
+
+@njit(**OPTIONS)
+def part_begin(blocks, step, part, parts):  # type: ignore[no-untyped-def]
+    """First block of a part; parts are made of whole steps."""
+    return blocks // step * part // parts * step
+
+
+@njit(**OPTIONS)
+def _normalise(row, weight, eps, out):  # type: ignore[no-untyped-def]
+    """out = row / sqrt(mean(row**2) + eps) * weight."""
+    scale = np.float32(1) / np.sqrt(dot(row, 0, row, 0, row.size) / np.float32(row.size) + eps)
+    for k in range(row.size):
+        out[k] = row[k] * scale * weight[k]
+
+
+@njit(**OPTIONS)
+def _prepare_row(r, rows, x, weight, eps, inputs, linear, scratch):  # type: ignore[no-untyped-def]
+    """Normalise row r (if there is a weight) and lay it out for products by `linear`."""
+    row = x[r]
+    if weight.size:
+        _normalise(row, weight, eps, scratch)
+        row = scratch[: row.size]
+    pack_row(r, row, rows, inputs, linear)
+
+
+@njit(parallel=True, **OPTIONS)
+def _prepare_many(x, weight, eps, inputs, linear):  # type: ignore[no-untyped-def]
+    for r in prange(x.shape[0]):
+        _prepare_row(r, x.shape[0], x, weight, eps, inputs, linear, np.empty(x.shape[1], np.float32))
+
+
+@njit(**OPTIONS)
+def prepare(x, weight, eps, inputs, linear):  # type: ignore[no-untyped-def]
+    """RMSNorm of every row (none without a weight), laid out for products by `linear`.
+
+    Args:
+        x: float32 [rows, size].
+        weight: float32 [size] or [0].
+        eps: float32.
+        inputs: Out, see `product`.
+        linear: A weight of the layer that reads the rows; only its type counts.
+    """
+    rows, size = x.shape
+    if rows <= FEW_ROWS:
+        scratch = np.empty(size, np.float32)
+        for r in range(rows):
+            _prepare_row(r, rows, x, weight, eps, inputs, linear, scratch)
+    else:
+        _prepare_many(x, weight, eps, inputs, linear)
+
+
+@njit(**OPTIONS)
+def _first_neuron(block, size):  # type: ignore[no-untyped-def]
+    """Where a block begins; the last one overlaps the one before it where `size` is no multiple of 32."""
+    return min(block * BLOCK, size - BLOCK)
+
+
+@njit(parallel=True, **OPTIONS)
+def multiply(inputs, size, config, linear, bias, out, threads, scratch, add):  # type: ignore[no-untyped-def]
+    """out = rows times `linear` + bias, or out += with `add` (then `out` must be a multiple of 32 wide).
+
+    Args:
+        inputs: Packed rows.
+        size: Their width.
+        config: Tile shapes, None without AMX.
+        linear: [width * size].
+        bias: float32 [width] or [0].
+        out: float32 [rows, width].
+        threads: How many there are.
+        scratch: See `Scratch.thread`.
+        add: Whether to add.
+    """
+    rows, width = out.shape
+    blocks = (width + BLOCK - 1) // BLOCK
+    for thread in prange(threads):
+        if config is not None:
+            configure(config)
+        block, tile = scratch[thread, TILES : TILES + rows * BLOCK], scratch[thread]
+        for b in range(blocks * thread // threads, blocks * (thread + 1) // threads):
+            first = _first_neuron(b, width)
+            product(inputs, 0, rows, size, linear, first, block, tile)
+            for r in range(rows):
+                line = block[r * BLOCK : (r + 1) * BLOCK]
+                target = out[r, first : first + BLOCK]
+                if bias.size:
+                    for n in range(BLOCK):
+                        line[n] += bias[first + n]
+                if add:
+                    for n in range(BLOCK):
+                        target[n] += line[n]
+                else:
+                    for n in range(BLOCK):
+                        target[n] = line[n]
+        if config is not None:
+            release()
+
+
+@njit(**OPTIONS)
+def _list_active(values, width, rows, first, places):  # type: ignore[no-untyped-def]
+    """Neurons `first + j` with values[r * width + j] != 0 in any row, into `places`; returns how many."""
+    size = 0
+    for j in range(width):
+        used = False
+        for r in range(rows):
+            used |= values[r * width + j] != 0
+        places[size] = first + j
+        size += used
+    return size
+
+
+@njit(parallel=True, **OPTIONS)
+def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, identity, threads, scratch, h, zeros):  # type: ignore[no-untyped-def]
+    """h = act(gate) * up of all rows.
+
+    Args:
+        inputs: Packed rows.
+        config: Tile shapes, None without AMX.
+        skip: Read `up` only for neurons that are active in some row; the result is the same to the last bit.
+        rows: How many.
+        hidden: Width of a row.
+        gate, up: [intermediate * hidden], one layer's.
+        step_rows: See `StepRows`.
+        layer: Decoder layer, for the draws.
+        identity: Positive branch.
+        threads: How many there are.
+        scratch: See `Scratch`.
+        h: Out, [rows16 * intermediate], as `multiply_down` wants it.
+        zeros: Out, int64 [parts, rows], zeros of each row's activation in this part.
+    """
+    intermediate = scratch.intermediate
+    blocks = intermediate // BLOCK
+    step = 2 if blocks % 2 == 0 else 1  # blocks of a group of 64, which some formats keep together
+    # Many rows: parts stay in the cache from gate to up. Skipping: active neurons of a whole thread fill their blocks.
+    parts = threads if skip else max(PARTS, threads)
+    zeros[:, :rows] = 0
+    memory, all_words, all_places, all_copies = scratch.thread, scratch.words, scratch.places, scratch.copies
+    for thread in prange(threads):
+        if config is not None:
+            configure(config)
+        buffer, words, places = memory[thread], all_words[thread], all_places[thread]
+        block, values = buffer[TILES : TILES + rows * BLOCK], buffer[TILES + rows * BLOCK :]
+        copy = compacted(up, hidden, all_copies[thread])
+        for part in range(parts * thread // threads, parts * (thread + 1) // threads):
+            begin = part_begin(blocks, step, part, parts) * BLOCK
+            end = part_begin(blocks, step, part + 1, parts) * BLOCK
+            width = end - begin
+            for first in range(begin, end, BLOCK):
+                product(inputs, 0, rows, hidden, gate, first, block, buffer)
+                for r in range(rows):
+                    line = block[r * BLOCK : (r + 1) * BLOCK]
+                    zeros[part, r] += activate(
+                        line,
+                        first,
+                        step_rows.thresholds[r],
+                        step_rows.keys[r, 0],
+                        step_rows.keys[r, 1],
+                        step_rows.positions[r],
+                        step_rows.is_silu[r],
+                        layer,
+                        identity,
+                        words,
+                    )
+                    at = r * width + first - begin
+                    values[at : at + BLOCK] = line
+            if skip:
+                count = _list_active(values, width, rows, begin, places)
+                for i in range(0, count, BLOCK):
+                    listed = min(BLOCK, count - i)
+                    copy_neurons(up, hidden, places, i, listed, copy)
+                    product(inputs, 0, rows, hidden, copy, 0, block, buffer)
+                    for r in range(rows):
+                        for n in range(listed):
+                            values[r * width + places[i + n] - begin] *= block[r * BLOCK + n]
+            else:
+                for first in range(begin, end, BLOCK):
+                    product(inputs, 0, rows, hidden, up, first, block, buffer)
+                    for r in range(rows):
+                        line = values[r * width + first - begin : r * width + first - begin + BLOCK]
+                        for n in range(BLOCK):
+                            line[n] *= block[r * BLOCK + n]
+            for r in range(rows):
+                keep_hidden(h, r, intermediate, begin, values[r * width : (r + 1) * width])
+        if config is not None:
+            release()
+
+
+@njit(parallel=True, **OPTIONS)
+def multiply_hidden(x, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
+    """x += h times `down`.
+
+    Args:
+        x: float32 [rows, hidden].
+        config: Tile shapes of `multiply_down`, None without AMX.
+        skip: Read `down` only for neurons that are active in some row; the result is the same to the last bit.
+        down: [intermediate * hidden].
+        threads: How many there are.
+        scratch: See `Scratch`.
+        h: [rows16 * intermediate].
+        totals: Scratch, float32 [rows16 * hidden].
+    """
+    rows, hidden = x.shape
+    intermediate = scratch.intermediate
+    unit = 2 * BLOCK if hidden % (2 * BLOCK) == 0 else BLOCK
+    units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
+    for thread in prange(threads):
+        first, last = units * thread // threads * unit, units * (thread + 1) // threads * unit
+        if first < last:
+            if skip:
+                skip_down(h, rows, intermediate, down, hidden, first, last, totals, places[thread], memory[thread])
+            else:
+                if config is not None:
+                    configure(config)
+                multiply_down(h, rows, intermediate, down, hidden, first, last, totals, words[thread])
+                if config is not None:
+                    release()
+            in_order = config is not None and not skip
+            for r in range(rows):
+                for k in range(first, last):
+                    x[r, k] += totals[r * hidden + (k if in_order else place_of(k, down))]
+
+
+@njit(**OPTIONS)
+def feed_forward(  # type: ignore[no-untyped-def]
+    x, norm, eps, inputs, config, down_config, skip, gate, up, down, step, layer, identity, threads, scratch, out
+):
+    """out += the whole gated feed-forward of the normalised rows x; zeros by part are in `scratch.zeros`.
+
+    Reads gate in full, and up and down in full or, with `skip`, for neurons that are active in some row.
+
+    Args:
+        x: float32 [rows, hidden].
+        norm: float32 [hidden], or [0] if the rows are normalised.
+        out: float32 [rows, hidden]; may be `x` itself.
+
+    The other arguments are those of `gate_and_up` and `multiply_hidden`.
+    """
+    rows, hidden = x.shape
+    prepare(x, norm, eps, inputs, gate)
+    gate_and_up(
+        inputs, config, skip, rows, hidden, gate, up, step, layer, identity, threads, scratch, scratch.h, scratch.zeros
+    )
+    multiply_hidden(out, down_config, skip, down, threads, scratch, scratch.h, scratch.totals)
+
+
+@njit(**OPTIONS)
+def run_layers(  # type: ignore[no-untyped-def]
+    x,
+    weights,
+    step,
+    skip,
+    keys,
+    values,
+    eps,
+    scale,
+    identity,
+    inputs,
+    inputs_o,
+    config,
+    down_config,
+    threads,
+    scratch,
+    zeros,
+):
+    """All decoder layers.
+
+    Args:
+        x: float32 [rows, hidden], embeddings on entry and the last layer's output on return.
+        weights: `LayerArrays`.
+        step: `StepRows`.
+        skip: See `feed_forward`.
+        keys, values: The cache of all layers.
+        eps: Of norms, float32.
+        scale: Of queries, float32.
+        identity: Positive branch.
+        inputs: Where rows of `hidden` are packed for products.
+        inputs_o: Likewise for the attention's output.
+        config: Tile shapes of products, None without AMX.
+        down_config: Of `multiply_down`.
+        threads: How many there are.
+        scratch: `Scratch`.
+        zeros: Out, int64 [layers, rows], zeros of each row's activations.
+    """
+    rows, hidden = x.shape
+    none = np.empty(0, np.float32)
+    for layer in range(weights.input_norm.shape[0]):
+        qkv, o = of_layer(weights.qkv, layer), of_layer(weights.o, layer)
+        prepare(x, weights.input_norm[layer], eps, inputs, qkv)
+        multiply(inputs, hidden, config, qkv, weights.qkv_bias[layer], scratch.qkv, threads, scratch.thread, False)
+        angles = step.cos.shape[1] if weights.rotated[layer] else 0
+        rotate_and_cache(
+            scratch.qkv,
+            step.cos[:, :angles],
+            step.sin[:, :angles],
+            weights.q_norm[layer],
+            weights.k_norm[layer],
+            eps,
+            scale,
+            step.slots,
+            scratch.queries,
+            keys[layer],
+            values[layer],
+        )
+        paged_attention(
+            scratch.queries,
+            keys[layer],
+            values[layer],
+            step.tables,
+            step.sequence,
+            step.positions,
+            weights.window[layer],
+            scratch.attended,
+        )
+        prepare(scratch.attended, none, eps, inputs_o, o)
+        width = scratch.attended.shape[1]
+        multiply(inputs_o, width, config, o, weights.o_bias[layer], x, threads, scratch.thread, True)
+        feed_forward(
+            x,
+            weights.post_norm[layer],
+            eps,
+            inputs,
+            config,
+            down_config,
+            skip,
+            of_layer(weights.gate, layer),
+            of_layer(weights.up, layer),
+            of_layer(weights.down, layer),
+            step,
+            layer,
+            identity,
+            threads,
+            scratch,
+            x,
+        )
+        for r in range(rows):
+            zeros[layer, r] = scratch.zeros[:, r].sum()

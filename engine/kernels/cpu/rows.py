@@ -1,0 +1,417 @@
+"""Products with rows of weights for Numba, where AMX is missing or rows are few and scattered: vector loops in LLVM IR.
+
+Rows are read 32 values at a time as two vectors of 16 float32. A bfloat16 is the upper half of a float32, so of 32
+bfloat16 seen as 16 integers one shift gives the even ones and one mask the odd ones. Vectors that meet such rows have
+the same order: evens and odds of each 32 apart, see `place_of`. Rows of float32 stay as they are.
+
+Every function adds its terms in one fixed order that depends on the size alone.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from engine.kernels.cpu.simd import LANES, horizontal_sum, multiply_add, splat
+
+CHUNK = 2 * LANES  # what a size must be a multiple of
+
+_FLOAT, _INT = ir.FloatType(), ir.IntType(32)
+_VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
+_LONG = ir.IntType(64)
+
+
+def place_of(k, weights):  # type: ignore[no-untyped-def]
+    """Where element k of a vector lies that meets rows of `weights` (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(place_of)
+def _place_of(k, weights):  # type: ignore[no-untyped-def]
+    if getattr(weights, "dtype", None) != types.uint16:
+        return lambda k, weights: k
+    return lambda k, weights: (k & ~31) | ((k & 1) << 4) | ((k & 31) >> 1)
+
+
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
+    return context.make_array(array_type)(context, builder, value=array).data
+
+
+def _load(builder: Any, pointer: Any, vector: Any, align: int) -> Any:
+    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=align)
+
+
+def _constant(value: int) -> Any:
+    return ir.Constant(_INTS, [value] * LANES)
+
+
+def _load_chunk(builder: Any, pointer: Any, dtype: Any) -> tuple[Any, Any]:
+    """32 weights as two vectors."""
+    if dtype == types.float32:
+        second = builder.gep(pointer, [ir.Constant(_LONG, LANES)])
+        return _load(builder, pointer, _VECTOR, 4), _load(builder, second, _VECTOR, 4)
+    if dtype in (types.int8, types.uint8):
+        second = builder.gep(pointer, [ir.Constant(_LONG, LANES)])
+        first, last = (_load(builder, half, ir.VectorType(ir.IntType(8), LANES), 1) for half in (pointer, second))
+        return tuple(builder.sitofp(builder.sext(half, _INTS), _VECTOR) for half in (first, last))
+    pairs = _load(builder, pointer, _INTS, 2)
+    even = builder.bitcast(builder.shl(pairs, _constant(16)), _VECTOR)
+    odd = builder.bitcast(builder.and_(pairs, _constant(-65536)), _VECTOR)
+    return even, odd
+
+
+def _add(builder: Any, *terms: Any) -> Any:
+    total = terms[0]
+    for term in terms[1:]:
+        total = builder.add(total, term)
+    return total
+
+
+def _weight_pointers(builder: Any, base: Any, places: Any, count: int, size: Any) -> list[Any]:
+    """Address of row places[i] of `size` elements, for i < count."""
+    return [
+        builder.gep(base, [builder.mul(builder.load(builder.gep(places, [ir.Constant(_LONG, i)])), size)])
+        for i in range(count)
+    ]
+
+
+def _dots(num_rows: int, num_vectors: int) -> Any:
+    """Intrinsic for `num_vectors` vectors with `num_rows` rows of weights, all sums in registers."""
+
+    @intrinsic
+    def dots(
+        typingctx: Any,
+        out: Any,
+        out_at: Any,
+        out_stride: Any,
+        x: Any,
+        x_at: Any,
+        x_stride: Any,
+        weights: Any,
+        base: Any,
+        places: Any,
+        places_at: Any,
+        size: Any,
+    ) -> Any:
+        integer = types.intp
+        signature = types.void(out, integer, integer, x, integer, integer, weights, integer, places, integer, integer)
+        dtype = weights.dtype
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            out_pointer = builder.gep(_pointer(context, builder, kinds[0], args[0]), [args[1]])
+            x_pointer = builder.gep(_pointer(context, builder, kinds[3], args[3]), [args[4]])
+            weights_base = builder.gep(_pointer(context, builder, kinds[6], args[6]), [args[7]])
+            places_pointer = builder.gep(_pointer(context, builder, kinds[8], args[8]), [args[9]])
+            size = args[10]
+            rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, size)
+            vectors = [
+                builder.gep(x_pointer, [builder.mul(args[5], ir.Constant(_LONG, v))]) for v in range(num_vectors)
+            ]
+            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in rows] for _ in vectors]
+            for line in sums:
+                for total in line:
+                    builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+            with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_LONG, CHUNK))) as loop:
+                at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
+                later = builder.add(at, ir.Constant(_LONG, LANES))
+                chunks = [_load_chunk(builder, builder.gep(row, [at]), dtype) for row in rows]
+                for vector, line in zip(vectors, sums, strict=True):
+                    first = _load(builder, builder.gep(vector, [at]), _VECTOR, 4)
+                    second = _load(builder, builder.gep(vector, [later]), _VECTOR, 4)
+                    for (even, odd), total in zip(chunks, line, strict=True):
+                        partial = multiply_add(builder, even, first, builder.load(total))
+                        builder.store(multiply_add(builder, odd, second, partial), total)
+            for v, line in enumerate(sums):
+                start = builder.mul(args[2], ir.Constant(_LONG, v))
+                for n, total in enumerate(line):
+                    place = builder.add(start, ir.Constant(_LONG, n))
+                    value = horizontal_sum(builder, builder.load(total))
+                    builder.store(value, builder.gep(out_pointer, [place]))
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return dots
+
+
+dots_1x1, dots_4x1, dots_8x1, dots_4x4 = _dots(1, 1), _dots(4, 1), _dots(8, 1), _dots(4, 4)
+
+
+def _add_rows(num_rows: int) -> Any:
+    """Intrinsic that adds `num_rows` scaled rows of weights to a vector, one after another in each element."""
+
+    @intrinsic
+    def add_rows(
+        typingctx: Any,
+        out: Any,
+        out_at: Any,
+        factors: Any,
+        factors_at: Any,
+        weights: Any,
+        base: Any,
+        places: Any,
+        places_at: Any,
+        stride: Any,
+        size: Any,
+    ) -> Any:
+        integer = types.intp
+        signature = types.void(out, integer, factors, integer, weights, integer, places, integer, integer, integer)
+        dtype = weights.dtype
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            out_pointer = builder.gep(_pointer(context, builder, kinds[0], args[0]), [args[1]])
+            factors_pointer = builder.gep(_pointer(context, builder, kinds[2], args[2]), [args[3]])
+            weights_base = builder.gep(_pointer(context, builder, kinds[4], args[4]), [args[5]])
+            places_pointer = builder.gep(_pointer(context, builder, kinds[6], args[6]), [args[7]])
+            rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, args[8])
+            scales = [
+                splat(builder, builder.load(builder.gep(factors_pointer, [ir.Constant(_LONG, i)])))
+                for i in range(num_rows)
+            ]
+            with cgutils.for_range(builder, builder.udiv(args[9], ir.Constant(_LONG, CHUNK))) as loop:
+                at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
+                targets = [
+                    builder.gep(out_pointer, [_add(builder, at, ir.Constant(_LONG, half))]) for half in (0, LANES)
+                ]
+                totals = [_load(builder, target, _VECTOR, 4) for target in targets]
+                for row, scale in zip(rows, scales, strict=True):
+                    chunk = _load_chunk(builder, builder.gep(row, [at]), dtype)
+                    totals = [
+                        multiply_add(builder, scale, part, total) for part, total in zip(chunk, totals, strict=True)
+                    ]
+                for total, target in zip(totals, targets, strict=True):
+                    builder.store(total, builder.bitcast(target, _VECTOR.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return add_rows
+
+
+add_rows_1, add_rows_4 = _add_rows(1), _add_rows(4)
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
+    """Fetch the cache line of element `at`, which will be read soon."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = _pointer(context, builder, signature.args[0], args[0])
+        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [address.type, _INT, _INT, _INT])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, *(ir.Constant(_INT, flag) for flag in (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), codegen
+
+
+@intrinsic
+def transpose16(typingctx: Any, values: Any, at: Any) -> Any:
+    """Transpose the 16 x 16 float32 that begin at values[at], in place."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        base = builder.gep(_pointer(context, builder, signature.args[0], args[0]), [args[1]])
+        pointers = [builder.gep(base, [ir.Constant(_LONG, LANES * i)]) for i in range(LANES)]
+        lines = [_load(builder, pointer, _VECTOR, 4) for pointer in pointers]
+        width = 1
+        while width < LANES:  # swap the off-diagonal quarters of all blocks of 2 * width
+            low = [e if not e & width else LANES + e - width for e in range(LANES)]
+            high = [e + width if not e & width else LANES + e for e in range(LANES)]
+            for i in (i for i in range(LANES) if not i & width):
+                a, b = lines[i], lines[i + width]
+                lines[i] = builder.shuffle_vector(a, b, ir.Constant(_INTS, low))
+                lines[i + width] = builder.shuffle_vector(a, b, ir.Constant(_INTS, high))
+            width *= 2
+        for line, pointer in zip(lines, pointers, strict=True):
+            builder.store(line, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(values, types.intp), codegen
+
+
+@intrinsic
+def interleave32(typingctx: Any, out: Any, first_at: Any, second_at: Any, weights: Any, even: Any, odd: Any) -> Any:
+    """Pairs (weights[even + i], weights[odd + i]): of i < 16 to out[first_at], of 16 <= i < 32 to out[second_at].
+
+    Weights are bfloat16 bits, pairs uint32 with the even row in the lower half.
+    """
+    halves = ir.VectorType(ir.IntType(16), CHUNK)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_pointer = _pointer(context, builder, signature.args[0], args[0])
+        weights_pointer = _pointer(context, builder, signature.args[3], args[3])
+        a, b = (_load(builder, builder.gep(weights_pointer, [at]), halves, 2) for at in args[4:])
+        for at, start in zip(args[1:3], (0, LANES), strict=True):
+            order = [place for i in range(start, start + LANES) for place in (i, CHUNK + i)]
+            pairs = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, CHUNK), order))
+            target = builder.gep(out_pointer, [at])
+            builder.store(pairs, builder.bitcast(target, halves.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.intp, weights, types.intp, types.intp), codegen
+
+
+@intrinsic
+def interleave4(typingctx: Any, out: Any, at: Any, distance: Any, weights: Any, first: Any, stride: Any) -> Any:
+    """Fours (weights[first + i], ...[first + stride + i], ...) for i < 64: 16 to out[at], 16 to out[at + distance], ...
+
+    Weights are int8, fours uint32 with the first row in the lowest byte.
+    """
+    lanes = 64
+    line = ir.VectorType(ir.IntType(8), lanes)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out_pointer = _pointer(context, builder, signature.args[0], args[0])
+        weights_pointer = _pointer(context, builder, signature.args[3], args[3])
+        rows = []
+        for row in range(4):
+            place = builder.add(args[4], builder.mul(args[5], ir.Constant(_LONG, row)))
+            rows.append(_load(builder, builder.gep(weights_pointer, [place]), line, 1))
+        for quarter in range(4):
+            start = quarter * LANES
+            pairs = []
+            for a, b in (rows[:2], rows[2:]):
+                order = [place for i in range(start, start + LANES) for place in (i, lanes + i)]
+                mixed = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, 2 * LANES), order))
+                pairs.append(builder.bitcast(mixed, ir.VectorType(ir.IntType(16), LANES)))
+            order = [place for i in range(LANES) for place in (i, LANES + i)]
+            fours = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(_INT, 2 * LANES), order))
+            offset = builder.add(args[1], builder.mul(args[2], ir.Constant(_LONG, quarter)))
+            target = builder.bitcast(builder.gep(out_pointer, [offset]), fours.type.as_pointer())
+            builder.store(fours, target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, types.intp, weights, types.intp, types.intp), codegen
+
+
+@intrinsic
+def copy64(typingctx: Any, source: Any, source_at: Any, out: Any, out_at: Any, size: Any) -> Any:
+    """out[out_at + k] = source[source_at + k] for k < size elements that fill a multiple of 32 bytes."""
+    place = types.intp
+    width = source.dtype.bitwidth // 8
+    line = ir.VectorType(ir.IntType(8), 32)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers = []
+        for i in (0, 2):
+            data = builder.gep(_pointer(context, builder, signature.args[i], args[i]), [args[i + 1]])
+            pointers.append(builder.bitcast(data, ir.IntType(8).as_pointer()))
+        lines = builder.udiv(builder.mul(args[4], ir.Constant(_LONG, width)), ir.Constant(_LONG, 32))
+        with cgutils.for_range(builder, lines) as loop:
+            at = builder.mul(loop.index, ir.Constant(_LONG, 32))
+            value = _load(builder, builder.gep(pointers[0], [at]), line, 1)
+            builder.store(value, builder.bitcast(builder.gep(pointers[1], [at]), line.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(source, place, out, place, place), codegen
+
+
+def _add_listed(*, paired: bool) -> Any:
+    """Intrinsic that adds scaled rows of a list to a vector, see `add_listed_rows` and `add_listed_pairs`."""
+
+    @intrinsic
+    def add_listed(
+        typingctx: Any,
+        totals: Any,
+        at: Any,
+        factors: Any,
+        places: Any,
+        split: Any,
+        count: Any,
+        weights: Any,
+        base: Any,
+        stride: Any,
+        size: Any,
+    ) -> Any:
+        place = types.intp
+        signature = types.void(totals, place, factors, places, place, place, weights, place, place, place)
+        dtype = weights.dtype
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            totals = builder.gep(_pointer(context, builder, kinds[0], args[0]), [args[1]])
+            factors, places = (_pointer(context, builder, kinds[i], args[i]) for i in (2, 3))
+            weights = builder.gep(_pointer(context, builder, kinds[6], args[6]), [args[7]])
+            zero = ir.Constant(_VECTOR, [0.0] * LANES)
+            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(2 if paired else 1)]
+
+            def accumulate(first: Any, last: Any, column: Any, line: Any) -> None:
+                with cgutils.for_range(builder, builder.sub(last, first)) as loop:
+                    i = builder.add(first, loop.index)
+                    scale = splat(builder, builder.load(builder.gep(factors, [i])))
+                    row = builder.mul(builder.load(builder.gep(places, [i])), args[8])
+                    chunk = _load_chunk(builder, builder.gep(weights, [builder.add(row, column)]), dtype)
+                    for part, total in zip(chunk, line, strict=True):
+                        builder.store(multiply_add(builder, scale, part, builder.load(total)), total)
+
+            with cgutils.for_range(builder, builder.udiv(args[9], ir.Constant(_LONG, CHUNK))) as loop:
+                column = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
+                targets = [builder.gep(totals, [builder.add(column, ir.Constant(_LONG, half))]) for half in (0, LANES)]
+                before = [_load(builder, target, _VECTOR, 4) for target in targets]
+                if paired:
+                    for total in (total for line in sums for total in line):
+                        builder.store(zero, total)
+                    accumulate(ir.Constant(_LONG, 0), args[4], column, sums[0])
+                    accumulate(args[4], args[5], column, sums[1])
+                    after = [
+                        builder.fadd(old, builder.fadd(builder.load(even), builder.load(odd)))
+                        for old, even, odd in zip(before, *sums, strict=True)
+                    ]
+                else:
+                    for old, total in zip(before, sums[0], strict=True):
+                        builder.store(old, total)
+                    accumulate(ir.Constant(_LONG, 0), args[5], column, sums[0])
+                    after = [builder.load(total) for total in sums[0]]
+                for value, target in zip(after, targets, strict=True):
+                    builder.store(value, builder.bitcast(target, _VECTOR.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return add_listed
+
+
+# totals[at + k] += sum over i < count of factors[i] * weights[base + places[i] * stride + k], one after another.
+add_listed_rows = _add_listed(paired=False)
+# Likewise in AMX's order: the first `split` on their own, the others on their own, then both together.
+add_listed_pairs = _add_listed(paired=True)
+
+
+@intrinsic
+def add_listed_integers(
+    typingctx: Any, out: Any, factors: Any, places: Any, count: Any, weights: Any, base: Any, stride: Any, size: Any
+) -> Any:
+    """out[k] = sum over i < count of factors[i] * weights[base + places[i] * stride + k], int32 of int32 and int8."""
+    place = types.intp
+    signature = types.void(out, factors, places, place, weights, place, place, place)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        out, factors, places = (_pointer(context, builder, kinds[i], args[i]) for i in range(3))
+        weights = builder.gep(_pointer(context, builder, kinds[4], args[4]), [args[5]])
+        sums = [cgutils.alloca_once(builder, _INTS) for _ in range(2)]
+        with cgutils.for_range(builder, builder.udiv(args[7], ir.Constant(_LONG, CHUNK))) as outer:
+            column = builder.mul(outer.index, ir.Constant(_LONG, CHUNK))
+            for total in sums:
+                builder.store(_constant(0), total)
+            with cgutils.for_range(builder, args[3]) as loop:
+                factor = builder.load(builder.gep(factors, [loop.index]))
+                single = builder.insert_element(ir.Constant(_INTS, ir.Undefined), factor, ir.Constant(_INT, 0))
+                scale = builder.shuffle_vector(single, ir.Constant(_INTS, ir.Undefined), _constant(0))
+                row = builder.add(builder.mul(builder.load(builder.gep(places, [loop.index])), args[6]), column)
+                for half, total in enumerate(sums):
+                    at = builder.add(row, ir.Constant(_LONG, half * LANES))
+                    narrow = _load(builder, builder.gep(weights, [at]), ir.VectorType(ir.IntType(8), LANES), 1)
+                    product = builder.mul(builder.sext(narrow, _INTS), scale)
+                    builder.store(builder.add(builder.load(total), product), total)
+            for half, total in enumerate(sums):
+                target = builder.gep(out, [builder.add(column, ir.Constant(_LONG, half * LANES))])
+                builder.store(builder.load(total), builder.bitcast(target, _INTS.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return signature, codegen

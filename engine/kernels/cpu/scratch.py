@@ -1,0 +1,50 @@
+"""Memory that steps compute in, kept from one to the next."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.kernels.cpu.layers import PARTS, TILES, Scratch
+from engine.kernels.cpu.product import BLOCK
+from engine.kernels.cpu.tiles import ROWS
+from engine.models.config import DecoderConfig
+
+
+def widest_part(intermediate: int, parts: int) -> int:
+    """Neurons of the largest part."""
+    blocks = intermediate // BLOCK
+    step = 2 if blocks % 2 == 0 else 1
+    return -(-(blocks // step) // parts) * step * BLOCK
+
+
+def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Callable[[int], Any]) -> Scratch:
+    """Memory for steps of up to `rows` rows. The system hands it out when it is first written.
+
+    Args:
+        config: The decoder's shape.
+        rows: Most rows of a step.
+        threads: How many there are.
+        make_hidden: Makes `Scratch.h` for so many values.
+    """
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    padded = -(-rows // ROWS) * ROWS
+    part = widest_part(intermediate, threads)
+
+    def floats(*shape: int) -> NDArray[np.float32]:
+        return np.empty(shape, np.float32)
+
+    return Scratch(
+        qkv=floats(rows, config.q_size + 2 * config.kv_size),
+        queries=floats(rows, config.num_heads, config.head_dim),
+        attended=floats(rows, config.q_size),
+        h=make_hidden(padded * intermediate),
+        intermediate=intermediate,
+        totals=floats(padded * hidden),
+        zeros=np.empty((max(PARTS, threads), rows), np.int64),
+        thread=floats(threads, TILES + rows * (BLOCK + part)),
+        words=np.empty((threads, 8192), np.uint32),
+        places=np.empty((threads, part + 66), np.int64),
+        copies=np.empty((threads, 4 * BLOCK * hidden), np.uint8),
+    )

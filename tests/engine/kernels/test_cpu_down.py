@@ -1,0 +1,201 @@
+"""The product by `down`, by tiles and by vectors: right, and each row as if it were alone."""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+from torch import Tensor
+
+from engine.kernels.cpu.down import multiply_down, skip_down
+from engine.kernels.cpu.formats import as_array
+from engine.kernels.cpu.tiles import ROWS as TILE_ROWS
+from engine.kernels.cpu.tiles import configure, release
+from tests.engine.kernels.kinds import Kind, every_kind, in_columns, normal
+
+# [intermediate, hidden]; more and fewer neurons than a panel has, and a multiple of one.
+SHAPES = [(32, 64), (96, 96), (544, 64), (512, 32), (1536, 576)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+ROWS = [*range(1, 34), 256]
+MOST = max(ROWS)
+
+
+@njit
+def call_down(config, h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+    if config is not None:
+        configure(config)
+    multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel)
+    if config is not None:
+        release()
+
+
+@njit
+def call_skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+    skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors)
+
+
+@dataclass(frozen=True)
+class Product:
+    """Hidden values of token rows, `down`, and the result of each row computed alone."""
+
+    kind: Kind
+    h: Tensor  # [MOST, intermediate], float32, for tiles bfloat16
+    down: Tensor
+    alone: Tensor
+
+    def totals(self, h: Tensor, first: int, last: int, *, skip: bool = False) -> Tensor:
+        """What the kernel leaves in its memory, which held NaN. The rows that only fill a tile are NaN, too."""
+        rows, intermediate = h.shape
+        hidden, padded = self.down.shape[1], -(-rows // TILE_ROWS) * TILE_ROWS
+        wide = torch.full((padded, intermediate), torch.nan, dtype=h.dtype)
+        wide[:rows] = h
+        totals = torch.full((padded, hidden), torch.nan)
+        arrays = as_array(wide).reshape(-1), rows, intermediate, as_array(self.down).reshape(-1), hidden, first, last
+        if skip:
+            call_skip(*arrays, totals.numpy().reshape(-1), np.full(66, -1), np.full(66, np.nan, np.float32))
+        else:
+            config = self.kind.down_tiles(rows)
+            call_down(config, *arrays, totals.numpy().reshape(-1), np.empty(8192, np.uint32))
+        return totals
+
+    def __call__(self, h: Tensor, cuts: int = 1, *, skip: bool = False) -> Tensor:
+        """float32 [rows, hidden], computed in `cuts` ranges of columns."""
+        rows, blocks = len(h), self.down.shape[1] // 32
+        edges = [32 * (blocks * cut // cuts) for cut in range(cuts + 1)]
+        parts = [
+            self.totals(h, first, last, skip=skip)[:rows, first:last] for first, last in pairwise(edges) if first < last
+        ]
+        totals = torch.cat(parts, dim=1)
+        return totals if self.kind.amx and not skip else in_columns(totals, self.down.dtype)
+
+
+@cache
+def product_of(kind: Kind, shape: tuple[int, int]) -> Product:
+    h = normal(MOST, shape[0], seed=1, dtype=torch.bfloat16 if kind.amx else torch.float32)
+    h[:, ::3] = 0
+    h[1::2] *= normal(MOST // 2, shape[0], seed=3) > 1
+    h[5] = 0
+    bare = Product(kind, h, normal(*shape, seed=2, dtype=kind.dtype), torch.empty(0))
+    return Product(kind, h, bare.down, torch.cat([bare(h[row : row + 1]) for row in range(MOST)]))
+
+
+@every_kind
+@every_shape
+def test_equals_the_exact_product_within_rounding(shape: tuple[int, int], kind: Kind) -> None:
+    case = product_of(kind, shape)
+    h, down = case.h.double(), case.down.double()
+
+    error = (case(case.h).double() - h @ down).abs()
+
+    assert (error <= shape[0] * 2.0**-24 * (h.abs() @ down.abs())).all()
+
+
+@every_kind
+@every_shape
+@pytest.mark.parametrize("rows", ROWS)
+def test_a_row_is_bit_identical_in_any_batch(rows: int, shape: tuple[int, int], kind: Kind) -> None:
+    case = product_of(kind, shape)
+
+    assert torch.equal(case(case.h[:rows]), case.alone[:rows])
+    assert torch.equal(case(case.h[MOST - rows :]), case.alone[MOST - rows :])
+
+
+@every_kind
+@every_shape
+@pytest.mark.parametrize("cuts", [2, 3, 18])
+def test_how_columns_are_cut_does_not_change_the_bits(cuts: int, shape: tuple[int, int], kind: Kind) -> None:
+    case = product_of(kind, shape)
+
+    for rows in (1, 5, 33):
+        assert torch.equal(case(case.h[:rows], cuts), case.alone[:rows])
+
+
+@every_kind
+@pytest.mark.parametrize("rows", [1, 16, 17, 33])
+def test_only_the_columns_asked_for_are_written(rows: int, kind: Kind) -> None:
+    case = product_of(kind, (96, 96))
+
+    totals = case.totals(case.h[:rows], 32, 64)
+
+    assert totals[:rows, 32:64].isfinite().all()
+    assert totals[:, :32].isnan().all()
+    assert totals[:, 64:].isnan().all()
+
+
+@every_kind
+@pytest.mark.parametrize("rows", [2, 17, 33])
+def test_a_row_that_is_not_finite_hurts_no_other(rows: int, kind: Kind) -> None:
+    case = product_of(kind, (96, 96))
+    h = case.h[:rows].clone()
+    h[rows // 2] = torch.inf
+    others = torch.arange(rows) != rows // 2
+
+    found = case(h)
+
+    assert torch.equal(found[others], case.alone[:rows][others])
+    assert not found[rows // 2].isfinite().any()
+
+
+class TestSkippingZeros:
+    """The same sums, to the last bit."""
+
+    @every_kind
+    @every_shape
+    @pytest.mark.parametrize("rows", [1, 2, 16, 17, 256])
+    def test_gives_what_multiplying_by_them_gives(self, rows: int, shape: tuple[int, int], kind: Kind) -> None:
+        case = product_of(kind, shape)
+
+        assert torch.equal(case(case.h[:rows], skip=True), case.alone[:rows])
+
+    @every_kind
+    @pytest.mark.parametrize("sparsity", [0.0, 0.5, 0.9, 0.99, 1.0])
+    @pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+    def test_at_any_share_of_zeros_and_any_size(self, scale: float, sparsity: float, kind: Kind) -> None:
+        case = product_of(kind, (544, 64))
+        kept = torch.rand(20, 544, generator=torch.Generator().manual_seed(5)) >= sparsity
+        h = scale * normal(20, 544, seed=4) * kept
+        h *= 2.0 ** torch.randint(-20, 20, h.shape, generator=torch.Generator().manual_seed(6))  # much is rounded away
+
+        assert torch.equal(case(h.to(case.h.dtype), skip=True), case(h.to(case.h.dtype)))
+
+    @every_kind
+    @settings(deadline=None, max_examples=60)
+    @given(seed=st.integers(0, 10_000), active=st.sets(st.integers(0, 95)))
+    def test_whichever_neurons_are_active(self, kind: Kind, seed: int, active: set[int]) -> None:
+        case = product_of(kind, (96, 96))
+        h = torch.zeros(1, 96, dtype=case.h.dtype)
+        for neuron in active:
+            h[0, neuron] = normal(96, seed=seed)[neuron]
+
+        assert torch.equal(case(h, skip=True), case(h))
+
+    @every_kind
+    @pytest.mark.parametrize("cuts", [2, 3])
+    def test_in_ranges_of_columns(self, cuts: int, kind: Kind) -> None:
+        case = product_of(kind, (96, 96))
+
+        assert torch.equal(case(case.h[:5], cuts, skip=True), case.alone[:5])
+
+    @every_kind
+    def test_reads_no_row_that_meets_zeros_only(self, kind: Kind) -> None:
+        case = product_of(kind, (544, 64))
+        down = case.down.clone()
+        unused = (case.h[1:4:2] == 0).all(0)
+        down[unused] = torch.nan
+
+        spoilt = replace(case, down=down)
+
+        assert 0.3 < unused.float().mean() < 1
+        assert torch.equal(spoilt(case.h[1:4:2], skip=True), case(case.h[1:4:2]))
+        assert spoilt(case.h[1:4:2]).isnan().all()
+
+    @every_kind
+    def test_without_active_neurons_gives_zeros(self, kind: Kind) -> None:
+        case = product_of(kind, (96, 96))
+
+        assert torch.equal(case(torch.zeros_like(case.h[:3]), skip=True), torch.zeros(3, 96))
