@@ -38,6 +38,7 @@ MODES = tuple(ActivationMode)
 STREAMS = (1, 8, 32)
 WARM_UP_STEPS = 4
 READS = 3
+TABLE_WIDTH = 120
 MEMORY_STREAMS, MEMORY_PROMPT, MEMORY_OUTPUT = 32, 384, 128
 # Other questions for the second half: equal ones would decode in step and use the same neurons.
 QUESTIONS = (*PROMPTS, *(f"Answer with a poem. {text}" for text in PROMPTS))
@@ -297,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (EngineError, BenchmarkError) as error:
         parser.error(str(error))
     results = summarise(measured)
-    print_report(Console(), results)
+    print_report(Console(width=TABLE_WIDTH), results)
     first = next(iter(measured.values()))[0]
     settings = {name: first[name] for name in ("model", "dtype", "threads")}
     settings |= {name: getattr(options, name) for name in ("modes", "streams", "steps", "rounds")}

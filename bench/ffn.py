@@ -38,6 +38,7 @@ FORMATS = {"bf16": Format.FLOAT, "int8": Format.INT8}
 ZEROS = (0, 50, 72, 80, 85, 90, 95, 99)  # per cent
 ROWS = (1, 2, 4, 8, 16, 32)
 COST_ROUNDS = 3
+TABLE_WIDTH = 120
 PICTURE = Path(__file__).parents[1] / "docs" / "images" / "ffn.svg"
 DRAWN = Shape(2048, 8192)
 
@@ -311,7 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
             parser.error(f"--plot draws {DRAWN}, which --shape leaves out")
     threads = use_threads(options.threads)
     cases = run(options.shape, options.format, options.rows, options.zeros, options.rounds)
-    print_report(Console(), cases)
+    print_report(Console(width=TABLE_WIDTH), cases)
     settings = {
         "shapes": {str(shape): MODELS.get(shape) for shape in options.shape},
         "formats": options.format,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.activation import ALWAYS_SILU, MODE_CODE, Activation, ActivationMode, ActivationRows
-from engine.config import EngineConfig, KernelSet
+from engine.config import EngineConfig, FfnPath, KernelSet
 from engine.ffn_router import FfnRouter
 from engine.kernels.backend import Backend
 from engine.kernels.cpu.backend import CpuBackend
@@ -64,7 +64,8 @@ class Runner:
         self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype)
         progress("Preparing kernels (compiled on the first start, then cached)")
         self.backend = _create_backend(checkpoint, config, self.cache)
-        self.router = FfnRouter(config.ffn_path, self.backend.measure_ffn_costs)
+        path = FfnPath.DENSE if config.kernels is KernelSet.REFERENCE else config.ffn_path
+        self.router = FfnRouter(path, self.backend.measure_ffn_costs)
         self._sampler = Sampler()
         self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
         self._warm_up()

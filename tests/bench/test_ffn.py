@@ -1,6 +1,7 @@
 """What the benchmark of feed-forward blocks measures: rows with the zeros asked for, and the same sums on all sides."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from bench.bandwidth import arrays_of, read_seconds
+from bench.bandwidth import LOOPS, Array, arrays_of, read_seconds
 from bench.ffn import FORMATS, Case, SparseCell, main, make_parser, measure, measure_costs
 from bench.ffn_block import MEMORY_BYTES, OurBlock, Rows, Shape, TorchBlock, Weights, copies_for
 from bench.ffn_plot import plot
@@ -166,7 +167,14 @@ def test_plot_has_a_panel_for_each_format_and_a_line_for_each_number_of_rows(tmp
     assert {"192x512, bf16", "192x512, int8", "1 row", "8 rows"} <= texts
 
 
-def test_plain_read_reads_every_byte() -> None:
+@pytest.mark.parametrize("loop", LOOPS)
+@pytest.mark.parametrize("size", [0, 7, 64, 1000, 5003])
+def test_plain_read_adds_every_word(loop: Callable[[Array, int], int], size: int) -> None:
+    words = np.arange(size, dtype=np.int64)
+    assert [loop(words, threads) for threads in (1, 2, 3)] == [words.sum()] * 3
+
+
+def test_plain_read_counts_every_byte() -> None:
     arrays = [np.ones(1001, np.int64), np.ones((3, 8), np.uint16), np.ones(16, np.int8)]
     size, seconds = read_seconds(arrays)
     assert size == sum(array.nbytes for array in arrays)

@@ -217,6 +217,10 @@ def _check_widths(config: DecoderConfig, quantization: Quantization) -> None:
     needed = {"hidden_size": width, "intermediate_size": width, "q_size": width, "head_dim": 16}
     if quantization is not Quantization.NONE:
         needed["kv_size"] = 16
+    if config.vocab_size < BLOCK:
+        raise UnsupportedArchitecture(
+            f"vocab_size {config.vocab_size} is below {BLOCK}, which the CPU kernels need; the reference kernels run it"
+        )
     for name, multiple in needed.items():
         if getattr(config, name) % multiple:
             kernels = "CPU kernels need" if quantization is Quantization.NONE else f"{quantization} weights need"
@@ -235,17 +239,15 @@ def _layer_arrays(config: DecoderConfig, weights: DecoderWeights, kind: Format) 
     stacked = weights.stacked
 
     def linear(name: str) -> Any:
-        stored = store(getattr(stacked, name), kind)
-        if kind is not Format.FLOAT:
-            setattr(stacked, name, getattr(stacked, name)[:, :0])  # so that memory never holds all of both
+        weight = getattr(stacked, name)
+        stored = store_down(weight, kind) if name == "down" else store(weight, kind)
+        if kind is not Format.FLOAT:  # let go of each at once, so that memory never holds all of both
+            setattr(stacked, name, weight.new_empty(config.num_layers, 0, weight.shape[-1]))
         return stored
 
     def small(vectors: Tensor | None) -> Array:
         return np.empty((config.num_layers, 0), np.float32) if vectors is None else vectors.float().numpy()
 
-    down = store_down(stacked.down, kind)
-    if kind is not Format.FLOAT:
-        stacked.down = stacked.down[:, :0]
     return LayerArrays(
         input_norm=small(stacked.input_norm),
         qkv=linear("qkv"),
@@ -257,7 +259,7 @@ def _layer_arrays(config: DecoderConfig, weights: DecoderWeights, kind: Format) 
         post_norm=small(stacked.post_norm),
         gate=linear("gate"),
         up=linear("up"),
-        down=down,
+        down=linear("down"),
         window=np.array([window or 0 for window in config.sliding_window]),
         rotated=np.array(config.use_rope),
     )

@@ -137,7 +137,7 @@ def _dots(num_rows: int, num_vectors: int) -> Any:
     return dots
 
 
-dots_1x1, dots_4x1, dots_8x1, dots_4x4 = _dots(1, 1), _dots(4, 1), _dots(8, 1), _dots(4, 4)
+dots_8x1, dots_4x4 = _dots(8, 1), _dots(4, 4)
 
 
 def _add_rows(num_rows: int) -> Any:
@@ -192,7 +192,7 @@ def _add_rows(num_rows: int) -> Any:
     return add_rows
 
 
-add_rows_1, add_rows_4 = _add_rows(1), _add_rows(4)
+add_rows_4 = _add_rows(4)
 
 
 @intrinsic
