@@ -221,12 +221,12 @@ def _check_widths(config: DecoderConfig, quantization: Quantization) -> None:
         raise UnsupportedArchitecture(
             f"vocab_size {config.vocab_size} is below {BLOCK}, which the CPU kernels need; the reference kernels run it"
         )
+    hint = "the reference kernels run it" if quantization is Quantization.NONE else "quantize 'none' may run it"
     for name, multiple in needed.items():
         if getattr(config, name) % multiple:
             kernels = "CPU kernels need" if quantization is Quantization.NONE else f"{quantization} weights need"
             raise UnsupportedArchitecture(
-                f"{name} {getattr(config, name)} is no multiple of {multiple}, which the {kernels}; "
-                "the reference kernels run it"
+                f"{name} {getattr(config, name)} is no multiple of {multiple}, which the {kernels}; {hint}"
             )
 
 
