@@ -266,7 +266,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--quantize", nargs="+", choices=list(Quantization), default=list(Quantization))
     parser.add_argument("--modes", nargs="+", type=ActivationMode, choices=list(MODES), default=list(MODES))
     parser.add_argument("--streams", type=int, nargs="+", default=list(STREAMS))
-    parser.add_argument("--steps", type=int, default=48, help="tokens of each stream that are timed (default: 48)")
+    parser.add_argument("--steps", type=int, default=32, help="tokens of each stream that are timed (default: 32)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, help="default: one per core")
     parser.add_argument("--no-memory", action="store_true", help="leave out the run of 32 sequences of 512 tokens")

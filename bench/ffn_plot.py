@@ -31,9 +31,9 @@ def plot(cases: Sequence[Mapping[str, Any]], path: Path) -> None:
             axes.plot(zeros, sparse, color=colour, linestyle=":", linewidth=1)
         axes.axhline(1, color="#777777", linewidth=0.8, linestyle="--")
         axes.set(title=f"{cases[0]['shape']}, {name}", xlabel="zeros of act(gate), %")
-        axes.set_ylim(bottom=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8, title="at once; dotted: without router", title_fontsize=8)
+    panels[0].set_ylim(bottom=0)  # of all, and only now that the highest line is known
     panels[0].set_ylabel("speed / speed of PyTorch's dense bfloat16 block")
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path)

@@ -131,7 +131,10 @@ def print_results(results: dict[str, Any], streams: tuple[int, ...], console: Co
         wanted = next(
             (f"{sign} {row[key]:g}" for key, sign in (("at_least", ">="), ("at_most", "<=")) if key in row), "-"
         )
-        ratios.add_row(row["title"], f"{row['value']:g}", wanted, {True: "yes", False: "no"}.get(row.get("met"), "-"))
+        absent = f" ({len(row['missing'])} peers have no figure)" if "missing" in row else ""
+        ratios.add_row(
+            row["title"] + absent, f"{row['value']:g}", wanted, {True: "yes", False: "no"}.get(row.get("met"), "-")
+        )
     console.print(ratios)
     for peer in results["peers"].values():
         for error in peer.get("errors", ()):

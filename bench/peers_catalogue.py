@@ -90,8 +90,10 @@ def _llama_server(weights: str) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
         python = str(interpreter(site.folder, "llama"))
         model = ["--model", str(site.models.gguf[weights]), "--model_alias", NAME_OF_MODEL, "--n_ctx", "2048"]
-        # Its defaults are half of the cores, logits of the whole prompt, and to drop an answer when a request arrives.
-        threads = ["--n_threads", str(site.threads), "--n_threads_batch", str(site.threads)]
+        # Half of the cores for decoding is its own default, and twice as fast as all of them: llama.cpp's threads wait
+        # for each other without sleeping, and the server needs a core for every token as well.
+        threads = ["--n_threads", str(max(1, site.threads // 2)), "--n_threads_batch", str(site.threads)]
+        # Its defaults are logits of the whole prompt, and to drop an answer when the next request arrives.
         others = ["--logits_all", "false", "--interrupt_requests", "false"]
         return [python, "-m", "llama_cpp.server", *model, *threads, *others, "--host", HOST, "--port", str(site.port)]
 
