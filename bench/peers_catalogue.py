@@ -90,8 +90,8 @@ def _llama_server(weights: str) -> Callable[[Site], list[str]]:
     def command(site: Site) -> list[str]:
         python = str(interpreter(site.folder, "llama"))
         model = ["--model", str(site.models.gguf[weights]), "--model_alias", NAME_OF_MODEL, "--n_ctx", "2048"]
-        # Half of the cores for decoding is its own default, and twice as fast as all of them: llama.cpp's threads wait
-        # for each other without sleeping, and the server needs a core for every token as well.
+        # Half of the cores for decoding is its own default, and on two cores up to twice as fast as all of them:
+        # llama.cpp's threads wait for each other without sleeping, and the server needs a core for every token too.
         threads = ["--n_threads", str(max(1, site.threads // 2)), "--n_threads_batch", str(site.threads)]
         # Its defaults are logits of the whole prompt, and to drop an answer when the next request arrives.
         others = ["--logits_all", "false", "--interrupt_requests", "false"]
