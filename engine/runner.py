@@ -64,7 +64,9 @@ class Runner:
         self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype)
         progress("Preparing kernels (compiled on the first start, then cached)")
         self.backend = _create_backend(checkpoint, config, self.cache)
-        path = FfnPath.DENSE if config.kernels is KernelSet.REFERENCE else config.ffn_path
+        # Where no RELU row can come, there is nothing to choose, and nothing to time at each start.
+        may_skip = config.allow_untuned_activations or ActivationMode.RELU in checkpoint.support.modes
+        path = config.ffn_path if may_skip and config.kernels is not KernelSet.REFERENCE else FfnPath.DENSE
         self.router = FfnRouter(path, self.backend.measure_ffn_costs)
         self._sampler = Sampler()
         self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
