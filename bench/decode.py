@@ -25,13 +25,12 @@ from bench.bandwidth import arrays_of, read_seconds
 from bench.decode_plot import plot
 from bench.peers_server import MIB, resident_memory
 from bench.relu_speed import PROMPTS, BenchmarkError, compute, decoding
-from bench.results import add_out_option, save, spread
+from bench.results import add_out_option, plot_path, save, spread
 from bench.serving import running_server
 from engine import Activation, ActivationMode, EngineConfig, EngineError, SamplingParams
 from engine.config import Quantization
 from engine.engine import Engine
 from engine.kernels.cpu.backend import CpuBackend
-from evaluation.plots import FORMATS as PICTURE_FORMATS
 from evaluation.sparsity import zero_shares
 
 MODES = tuple(ActivationMode)
@@ -273,7 +272,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-ready", action="store_true", help="leave out the starts of a server")
     parser.add_argument("--side", choices=list(Quantization), help="measure it once and print its figures as JSON")
     parser.add_argument(
-        "--plot", type=Path, nargs="?", const=PICTURE, metavar="FILE", help=f"draw it (default FILE: {PICTURE.name})"
+        "--plot",
+        type=plot_path,
+        nargs="?",
+        const=PICTURE,
+        metavar="FILE",
+        help=f"draw it (default FILE: {PICTURE.name})",
     )
     add_out_option(parser)
     return parser
@@ -288,8 +292,6 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("steps", "rounds", "threads"):
         if (given := getattr(options, name)) is not None and given < 1:
             parser.error(f"--{name} must be at least 1")
-    if options.plot is not None and options.plot.suffix.lower() not in PICTURE_FORMATS:
-        parser.error(f"--plot must end in {' or '.join(PICTURE_FORMATS)}, got {options.plot.name!r}")
     try:
         if options.side:
             print(json.dumps(measure(options)))

@@ -20,13 +20,12 @@ from rich.table import Table
 from bench.bandwidth import read_seconds
 from bench.ffn_block import CONSTANT, OurBlock, Rows, Shape, TorchBlock, Weights, copies_for
 from bench.ffn_plot import plot
-from bench.results import add_out_option, save, spread
+from bench.results import add_out_option, plot_path, save, spread
 from engine.config import FfnPath
 from engine.ffn_router import HIGH_ZEROS, LOW_ZEROS, MEASURED_ROWS, FfnCosts, FfnRouter
 from engine.kernels.cpu.formats import Format
 from engine.kernels.cpu.isa import has_amx
 from engine.threads import use_threads
-from evaluation.plots import FORMATS as PICTURE_FORMATS
 
 MODELS = {
     Shape(576, 1536): "SmolLM2-135M",
@@ -287,7 +286,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="default: one per core")
     parser.add_argument(
         "--plot",
-        type=Path,
+        type=plot_path,
         nargs="?",
         const=PICTURE,
         metavar="FILE",
@@ -305,11 +304,8 @@ def main(arguments: list[str] | None = None) -> None:
         given = getattr(options, name)
         if given is not None and min(given if isinstance(given, list) else [given]) < 1:
             parser.error(f"--{name} must be at least 1")
-    if options.plot is not None:
-        if options.plot.suffix.lower() not in PICTURE_FORMATS:
-            parser.error(f"--plot must end in {' or '.join(PICTURE_FORMATS)}, got {options.plot.name!r}")
-        if DRAWN not in options.shape:
-            parser.error(f"--plot draws {DRAWN}, which --shape leaves out")
+    if options.plot is not None and DRAWN not in options.shape:
+        parser.error(f"--plot draws {DRAWN}, which --shape leaves out")
     threads = use_threads(options.threads)
     cases = run(options.shape, options.format, options.rows, options.zeros, options.rounds)
     print_report(Console(width=TABLE_WIDTH), cases)

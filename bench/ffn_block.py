@@ -216,13 +216,12 @@ class OurBlock:
         intermediate, hidden = weights.gate.shape
         self._shape = Shape(hidden, intermediate)
         self._kind = kind
-        self._down_kind = Format.FLOAT if kind is Format.FLOAT else Format.INT8
         self._amx = has_amx() if amx is None else amx
         self._copies = copies
         self._gate, self._up = (_copied(store(weight[None], kind), copies) for weight in (weights.gate, weights.up))
         self._down = _copied(store_down(weights.down[None], kind), copies)
         self._threads = numba.get_num_threads()
-        make = partial(make_hidden, self._down_kind, amx=self._amx)
+        make = partial(make_hidden, self._kind.of_down, amx=self._amx)
         self._scratch = make_scratch(_decoder(self._shape), rows, self._threads, make)
         self._inputs = make_rows(kind, rows, hidden, amx=self._amx)
         self._none = np.empty(0, np.float32)
@@ -271,7 +270,7 @@ class OurBlock:
             self._none,
             self._inputs,
             tiles_for(self._kind, rows, amx=self._amx),
-            down_tiles_for(self._down_kind, rows, amx=self._amx),
+            down_tiles_for(self._kind.of_down, rows, amx=self._amx),
             skip,
             self._gate,
             self._up,

@@ -11,7 +11,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from rich import box
@@ -20,10 +19,9 @@ from rich.table import Table
 
 from bench.relu_feed_forward import RowsResult, measure, recording, split
 from bench.relu_speed_plot import plot
-from bench.results import add_out_option, save, spread
+from bench.results import add_out_option, plot_path, save, spread
 from engine import Activation, ActivationMode, EngineConfig, EngineError, SamplingParams
 from engine.engine import Engine
-from evaluation.plots import FORMATS
 from evaluation.sparsity import zero_shares
 
 MODES = (ActivationMode.SILU, ActivationMode.RELU)
@@ -232,13 +230,6 @@ def _times(speedup: Sequence[float]) -> str:
     return f"{statistics.median(speedup):.2f}x"
 
 
-def _plot_path(text: str) -> Path:
-    path = Path(text)
-    if path.suffix.lower() not in FORMATS:
-        raise argparse.ArgumentTypeError(f"must end in {' or '.join(FORMATS)}, got {path.name!r}")
-    return path
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.relu_speed", description=__doc__)
@@ -250,7 +241,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8], help="rows at once in feed-forward blocks")
     parser.add_argument("--recorded-steps", type=int, default=16, help="steps whose rows these are (default: 16)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--plot", type=_plot_path, metavar="FILE", help="also draw zeros and speed by layer")
+    parser.add_argument("--plot", type=plot_path, metavar="FILE", help="also draw zeros and speed by layer")
     add_out_option(parser)
     options = parser.parse_args(arguments)
     for name in ("streams", "rows"):

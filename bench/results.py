@@ -19,6 +19,20 @@ def add_out_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=FOLDER, metavar="FOLDER", help="default: bench/results")
 
 
+def plot_path(text: str) -> Path:
+    """The file of `--plot`, for argparse.
+
+    Raises:
+        argparse.ArgumentTypeError: No picture can have that suffix.
+    """
+    from evaluation.plots import FORMATS  # loads torch, which benchmarks of other servers do without
+
+    path = Path(text)
+    if path.suffix.lower() not in FORMATS:
+        raise argparse.ArgumentTypeError(f"must end in {' or '.join(FORMATS)}, got {path.name!r}")
+    return path
+
+
 def save(benchmark: str, settings: dict[str, Any], results: Any, folder: Path) -> Path:
     """Write a result with the machine's description to `<folder>/<benchmark>-<processor>.json`, over an older one.
 

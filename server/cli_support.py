@@ -24,13 +24,9 @@ def given(context: typer.Context, names: set[str]) -> dict[str, Any]:
 
 def engine_config(context: typer.Context) -> "EngineConfig":
     """The engine that the command's options describe."""
-    from engine import DType, EngineConfig, FfnPath, KernelSet, Quantization
+    from engine import EngineConfig
 
-    kinds = {"dtype": DType, "quantize": Quantization, "ffn_path": FfnPath, "kernels": KernelSet}
-    chosen = given(context, {field.name for field in fields(EngineConfig)})
-    for name in kinds.keys() & chosen.keys():
-        chosen[name] = kinds[name](chosen[name])
-    return EngineConfig(**chosen)
+    return EngineConfig(**given(context, {field.name for field in fields(EngineConfig)}))
 
 
 def progress_on(console: Console) -> Callable[[str], None]:

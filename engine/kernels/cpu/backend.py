@@ -27,7 +27,7 @@ from engine.kernels.cpu.formats import (
     tiles_for,
 )
 from engine.kernels.cpu.isa import has_amx
-from engine.kernels.cpu.layers import LayerArrays, StepRows, feed_forward, multiply, prepare, run_layers
+from engine.kernels.cpu.layers import LayerArrays, StepRows, feed_forward, multiply, of_layer, prepare, run_layers
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.quantised import INT8_GROUP
 from engine.kernels.cpu.scratch import make_scratch
@@ -67,12 +67,11 @@ class CpuBackend(Backend):
         self._amx = (quantised or weights.embedding.dtype is torch.bfloat16) and (has_amx() if amx is None else amx)
         self._threads = numba.get_num_threads()
         self._kind = _FORMATS[quantization]
-        self._down_kind = Format.INT8 if quantised else Format.FLOAT
         # A vocabulary that is no multiple of 16 keeps its output matrix.
         self._head_kind = Format.INT8 if quantised and config.vocab_size % 16 == 0 else Format.FLOAT
         self._head_amx = self._amx and (self._head_kind is not Format.FLOAT or weights.lm_head.dtype is torch.bfloat16)
         self._arrays = _layer_arrays(config, weights, self._kind)
-        self._head = layer_of(store(weights.lm_head[None], self._head_kind), 0)
+        self._head = of_layer(store(weights.lm_head[None], self._head_kind), 0)
         self._final_norm = weights.final_norm.float().numpy()
         self._none = np.empty(0, np.float32)
         self._keys, self._values = as_array(cache.keys), as_array(cache.values)
@@ -105,7 +104,7 @@ class CpuBackend(Backend):
             self._hidden_rows,
             self._attended_rows,
             tiles_for(self._kind, count, amx=self._amx),
-            down_tiles_for(self._down_kind, count, amx=self._amx),
+            down_tiles_for(self._kind.of_down, count, amx=self._amx),
             self._threads,
             scratch,
             zeros,
@@ -121,7 +120,7 @@ class CpuBackend(Backend):
 
     def store_gate(self, gate: Tensor) -> Any:
         """A gate [intermediate, hidden] for `feed_forward`, in the format of the model's own."""
-        return layer_of(store(gate[None].to(self.weights.embedding.dtype), self._kind), 0)
+        return of_layer(store(gate[None].to(self.weights.embedding.dtype), self._kind), 0)
 
     def feed_forward(self, layer: int, x: Tensor, step: StepInputs, gate: Any = None) -> Tensor:
         """One layer's feed-forward alone, for measurements: float32 [rows, hidden], normalised, to the same.
@@ -141,11 +140,11 @@ class CpuBackend(Backend):
             self._eps,
             self._hidden_rows,
             tiles_for(self._kind, count, amx=self._amx),
-            down_tiles_for(self._down_kind, count, amx=self._amx),
+            down_tiles_for(self._kind.of_down, count, amx=self._amx),
             step.skip_zeros,
-            layer_of(arrays.gate, layer) if gate is None else gate,
-            layer_of(arrays.up, layer),
-            layer_of(arrays.down, layer),
+            of_layer(arrays.gate, layer) if gate is None else gate,
+            of_layer(arrays.up, layer),
+            of_layer(arrays.down, layer),
             self._step_rows(step),
             layer,
             step.activations.positive_branch is PositiveBranch.IDENTITY,
@@ -196,7 +195,7 @@ class CpuBackend(Backend):
             return
         self._capacity = rows = max(ROWS, 1 << (rows - 1).bit_length())
         hidden, q_size = self.config.hidden_size, self.config.q_size
-        make = partial(make_hidden, self._down_kind, amx=self._amx)
+        make = partial(make_hidden, self._kind.of_down, amx=self._amx)
         self._scratch = make_scratch(self.config, rows, self._threads, make)
         self._hidden_rows = make_rows(self._kind, rows, hidden, amx=self._amx)
         self._attended_rows = make_rows(self._kind, rows, q_size, amx=self._amx)
@@ -228,11 +227,6 @@ def _check_widths(config: DecoderConfig, quantization: Quantization) -> None:
             raise UnsupportedArchitecture(
                 f"{name} {getattr(config, name)} is no multiple of {multiple}, which the {kernels}; {hint}"
             )
-
-
-def layer_of(weights: Any, layer: int) -> Any:
-    """One layer of a stacked weight in any format."""
-    return type(weights)(*(part[layer] for part in weights)) if isinstance(weights, tuple) else weights[layer]
 
 
 def _layer_arrays(config: DecoderConfig, weights: DecoderWeights, kind: Format) -> LayerArrays:

@@ -6,15 +6,25 @@ What a product gives for a neuron does not depend on its neighbours, so the resu
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
 from engine.kernels.cpu.rows import copy64
 
 Array = NDArray[Any]
+
+
+@njit(**OPTIONS)
+def _copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
+    """Scales or minima of one neuron."""
+    source = neuron // NEURONS * groups * NEURONS + neuron % NEURONS
+    target = place // NEURONS * groups * NEURONS + place % NEURONS
+    for g in range(groups):
+        out[target + g * NEURONS] = factors[source + g * NEURONS]
 
 
 def compacted(weights, size, memory):  # type: ignore[no-untyped-def]
@@ -61,7 +71,7 @@ def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-
             for i in range(count):
                 neuron = places[first + i]
                 copy64(weights.values, neuron * size, out.values, i * size, size)
-                copy_factors(weights.scales, neuron, out.scales, i, groups)
+                _copy_factors(weights.scales, neuron, out.scales, i, groups)
 
         return int8
     if is_kind(weights, Int4Weight):
@@ -71,8 +81,8 @@ def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-
             for i in range(count):
                 neuron = places[first + i]
                 copy64(weights.values, neuron * half, out.values, i * half, half)
-                copy_factors(weights.scales, neuron, out.scales, i, groups)
-                copy_factors(weights.minima, neuron, out.minima, i, groups)
+                _copy_factors(weights.scales, neuron, out.scales, i, groups)
+                _copy_factors(weights.minima, neuron, out.minima, i, groups)
 
         return int4
 
@@ -81,19 +91,3 @@ def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-
             copy64(weights, places[first + i] * size, out, i * size, size)
 
     return plain
-
-
-def copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
-    """Scales or minima of one neuron (for use in kernels only)."""
-    raise NotImplementedError
-
-
-@overload(copy_factors)
-def _copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
-    def copy(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
-        source = neuron // NEURONS * groups * NEURONS + neuron % NEURONS
-        target = place // NEURONS * groups * NEURONS + place % NEURONS
-        for g in range(groups):
-            out[target + g * NEURONS] = factors[source + g * NEURONS]
-
-    return copy

@@ -43,6 +43,11 @@ class Format(Enum):
         """Values that share a scale."""
         return INT4_GROUP if self is Format.INT4 else INT8_GROUP
 
+    @property
+    def of_down(self) -> "Format":
+        """What `down` has where the other weights of a layer have this one: 4 bits are too few for it."""
+        return Format.INT8 if self is Format.INT4 else self
+
 
 def as_array(tensor: Tensor) -> Array:
     """A NumPy view of a tensor; bfloat16, which NumPy lacks, as its bits in uint16."""
@@ -58,7 +63,7 @@ def store(weight: Tensor, kind: Format) -> Any:
 
 
 def store_down(weight: Tensor, kind: Format) -> Any:
-    """`down` [layers, intermediate, hidden]: 4 bits are too few for it, so quantised it has 8."""
+    """`down` [layers, intermediate, hidden], in `kind.of_down`."""
     return as_array(weight).reshape(len(weight), -1) if kind is Format.FLOAT else quantise_down(weight)
 
 
@@ -103,4 +108,4 @@ def tiles_for(kind: Format, rows: int, *, amx: bool) -> Array | None:
 
 def down_tiles_for(kind: Format, rows: int, *, amx: bool) -> Array | None:
     """Likewise for the product by `down`."""
-    return _down_tiles(kind, tile_columns(max(1, rows))) if amx else None
+    return _down_tiles(kind, tile_columns(rows)) if amx else None

@@ -6,23 +6,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from engine.kernels.cpu.simd import LANES, multiply_add, splat
+from engine.kernels.cpu.simd import LANES, element_pointer, load_as, load_vector, multiply_add, splat, store_as
 
 _INT, _LONG, _BYTE = ir.IntType(32), ir.IntType(64), ir.IntType(8)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
 LOW_BITS = 7  # of a token row's integers, whose upper bits are multiplied apart
-
-
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
-    return builder.gep(context.make_array(array_type)(context, builder, value=array).data, [at])
-
-
-def _load(builder: Any, pointer: Any, vector: Any, align: int = 4) -> Any:
-    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=align)
-
-
-def _store(builder: Any, value: Any, pointer: Any) -> None:
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=1)
 
 
 def _step(builder: Any, pointer: Any, offset: int) -> Any:
@@ -40,9 +28,10 @@ def _bfloat16_scalar(builder: Any, pointer: Any) -> Any:
     return splat(builder, builder.bitcast(bits, ir.FloatType()))
 
 
-def _bfloat16_vector(builder: Any, pointer: Any) -> Any:
-    bits = builder.zext(_load(builder, pointer, ir.VectorType(ir.IntType(16), LANES), 2), _INTS)
-    return builder.bitcast(builder.shl(bits, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
+def _add_scaled(builder: Any, sums: Any, whole: Any, scales: Any, row: Any) -> None:
+    """sums += whole * (scales * row) of 16 neurons: pointers to float32 and bfloat16, float32 vector and scalar."""
+    factor = builder.fmul(load_vector(builder, scales, types.uint16), splat(builder, row))
+    store_as(builder, multiply_add(builder, whole, factor, load_as(builder, sums, _FLOATS)), sums)
 
 
 @intrinsic
@@ -67,15 +56,15 @@ def add_tile(
     signature = types.void(sums, place, high, place, low, place, scales, place, rows, place)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = [_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 10, 2)]
+        pointers = [element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 10, 2)]
         sums, high, low, scales, rows = pointers
-        row_scales = _load(builder, rows, _FLOATS)
+        row_scales = load_as(builder, rows, _FLOATS)
         for n in range(LANES):
             target = _step(builder, sums, n * LANES)
-            counts = (_load(builder, _step(builder, part, n * LANES), _INTS) for part in (high, low))
+            counts = (load_as(builder, _step(builder, part, n * LANES), _INTS) for part in (high, low))
             factor = builder.fmul(_bfloat16_scalar(builder, _step(builder, scales, n)), row_scales)
-            total = multiply_add(builder, _whole(builder, *counts), factor, _load(builder, target, _FLOATS))
-            _store(builder, total, target)
+            total = multiply_add(builder, _whole(builder, *counts), factor, load_as(builder, target, _FLOATS))
+            store_as(builder, total, target)
         return context.get_dummy_value()
 
     return signature, codegen
@@ -99,11 +88,10 @@ def add_column(
     signature = types.void(sums, place, high, place, low, place, scales, place, types.float32)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = [_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 8, 2)]
+        pointers = [element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 8, 2)]
         sums, high, low, scales = pointers
-        factor = builder.fmul(_bfloat16_vector(builder, scales), splat(builder, args[8]))
-        whole = _whole(builder, _load(builder, high, _INTS), _load(builder, low, _INTS))
-        _store(builder, multiply_add(builder, whole, factor, _load(builder, sums, _FLOATS)), sums)
+        whole = _whole(builder, load_as(builder, high, _INTS), load_as(builder, low, _INTS))
+        _add_scaled(builder, sums, whole, scales, args[8])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -118,11 +106,9 @@ def add_integers(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums, whole, scales = (
-            _pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
+            element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
         )
-        factor = builder.fmul(_bfloat16_vector(builder, scales), splat(builder, args[6]))
-        counts = builder.sitofp(_load(builder, whole, _INTS), _FLOATS)
-        _store(builder, multiply_add(builder, counts, factor, _load(builder, sums, _FLOATS)), sums)
+        _add_scaled(builder, sums, builder.sitofp(load_as(builder, whole, _INTS), _FLOATS), scales, args[6])
         return context.get_dummy_value()
 
     return types.void(sums, place, whole, place, scales, place, types.float32), codegen
@@ -137,15 +123,13 @@ def add_pairs(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums, pairs, scales = (
-            _pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
+            element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
         )
-        first, second = _load(builder, pairs, _INTS), _load(builder, _step(builder, pairs, LANES), _INTS)
+        first, second = load_as(builder, pairs, _INTS), load_as(builder, _step(builder, pairs, LANES), _INTS)
         high, low = (
             builder.shuffle_vector(first, second, ir.Constant(_INTS, list(range(odd, 2 * LANES, 2)))) for odd in (0, 1)
         )
-        factor = builder.fmul(_bfloat16_vector(builder, scales), splat(builder, args[6]))
-        total = multiply_add(builder, _whole(builder, high, low), factor, _load(builder, sums, _FLOATS))
-        _store(builder, total, sums)
+        _add_scaled(builder, sums, _whole(builder, high, low), scales, args[6])
         return context.get_dummy_value()
 
     return types.void(sums, place, pairs, place, scales, place, types.float32), codegen
@@ -158,13 +142,13 @@ def add_minima(typingctx: Any, sums: Any, at: Any, minima: Any, minima_at: Any, 
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         sums, minima, rows = (
-            _pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
+            element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
         )
-        totals = _load(builder, rows, _FLOATS)
+        totals = load_as(builder, rows, _FLOATS)
         for n in range(LANES):
             target = _step(builder, sums, n * LANES)
             minimum = _bfloat16_scalar(builder, _step(builder, minima, n))
-            _store(builder, multiply_add(builder, minimum, totals, _load(builder, target, _FLOATS)), target)
+            store_as(builder, multiply_add(builder, minimum, totals, load_as(builder, target, _FLOATS)), target)
         return context.get_dummy_value()
 
     return types.void(sums, place, minima, place, rows, place), codegen
@@ -176,9 +160,13 @@ def add_minima_column(typingctx: Any, sums: Any, at: Any, minima: Any, minima_at
     place = types.intp
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums, minima = (_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 4, 2))
-        minimum = _bfloat16_vector(builder, minima)
-        _store(builder, multiply_add(builder, minimum, splat(builder, args[4]), _load(builder, sums, _FLOATS)), sums)
+        sums, minima = (
+            element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 4, 2)
+        )
+        minimum = load_vector(builder, minima, types.uint16)
+        store_as(
+            builder, multiply_add(builder, minimum, splat(builder, args[4]), load_as(builder, sums, _FLOATS)), sums
+        )
         return context.get_dummy_value()
 
     return types.void(sums, place, minima, place, types.float32), codegen
@@ -192,11 +180,12 @@ def widen_int4(typingctx: Any, values: Any, at: Any, out: Any, out_at: Any, dist
     place = types.intp
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source = _pointer(context, builder, signature.args[0], args[0], args[1])
-        target = _pointer(context, builder, signature.args[2], args[2], args[3])
-        pairs = _load(builder, source, line, 1)
-        _store(builder, builder.and_(pairs, ir.Constant(line, [15] * lanes)), target)
-        _store(builder, builder.lshr(pairs, ir.Constant(line, [4] * lanes)), builder.gep(target, [args[4]]))
+        source = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        target = element_pointer(context, builder, signature.args[2], args[2], args[3])
+        pairs = load_as(builder, source, line, align=1)
+        low, high = (ir.Constant(line, [bits] * lanes) for bits in (15, 4))
+        store_as(builder, builder.and_(pairs, low), target, align=1)
+        store_as(builder, builder.lshr(pairs, high), builder.gep(target, [args[4]]), align=1)
         return context.get_dummy_value()
 
     return types.void(values, place, out, place, place), codegen

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, prange
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
 
 import engine.kernels.cpu.integer  # noqa: F401  (registers kernels for quantised weights)
@@ -84,8 +84,8 @@ class Scratch(NamedTuple):
 
 
 def of_layer(weights: Any, layer: Any) -> Any:
-    """One layer of stacked weights (for use in kernels only)."""
-    raise NotImplementedError
+    """One layer of a stacked weight in any format, in kernels and outside."""
+    return type(weights)(*(part[layer] for part in weights)) if isinstance(weights, tuple) else weights[layer]
 
 
 @overload(of_layer)
@@ -97,6 +97,12 @@ def _of_layer(weights, layer):  # type: ignore[no-untyped-def]
     if is_kind(weights, Int8Down):
         return lambda weights, layer: Int8Down(weights.values[layer], weights.scales[layer])
     return lambda weights, layer: weights[layer]
+
+
+@register_jitable
+def step_of_parts(blocks: int) -> int:
+    """Blocks that parts keep together: a group of 64 neurons, which some formats need whole."""
+    return 2 if blocks % 2 == 0 else 1
 
 
 @njit(**OPTIONS)
@@ -229,7 +235,7 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
     """
     intermediate = scratch.intermediate
     blocks = intermediate // BLOCK
-    step = 2 if blocks % 2 == 0 else 1  # blocks of a group of 64, which some formats keep together
+    step = step_of_parts(blocks)
     # Many rows: parts stay in the cache from gate to up. Skipping: active neurons of a whole thread fill their blocks.
     parts = threads if skip else max(PARTS, threads)
     zeros[:, :rows] = 0

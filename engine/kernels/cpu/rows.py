@@ -14,13 +14,14 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from engine.kernels.cpu.simd import LANES, horizontal_sum, multiply_add, splat
+from engine.kernels.cpu.simd import LANES, element_pointer, horizontal_sum, load_as, multiply_add, splat, store_as
 
 CHUNK = 2 * LANES  # what a size must be a multiple of
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
 _LONG = ir.IntType(64)
+_FIRST = ir.Constant(_LONG, 0)
 
 
 def place_of(k, weights):  # type: ignore[no-untyped-def]
@@ -35,14 +36,6 @@ def _place_of(k, weights):  # type: ignore[no-untyped-def]
     return lambda k, weights: (k & ~31) | ((k & 1) << 4) | ((k & 31) >> 1)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-    return context.make_array(array_type)(context, builder, value=array).data
-
-
-def _load(builder: Any, pointer: Any, vector: Any, align: int) -> Any:
-    return builder.load(builder.bitcast(pointer, vector.as_pointer()), align=align)
-
-
 def _constant(value: int) -> Any:
     return ir.Constant(_INTS, [value] * LANES)
 
@@ -51,22 +44,11 @@ def _load_chunk(builder: Any, pointer: Any, dtype: Any) -> tuple[Any, Any]:
     """32 weights as two vectors."""
     if dtype == types.float32:
         second = builder.gep(pointer, [ir.Constant(_LONG, LANES)])
-        return _load(builder, pointer, _VECTOR, 4), _load(builder, second, _VECTOR, 4)
-    if dtype in (types.int8, types.uint8):
-        second = builder.gep(pointer, [ir.Constant(_LONG, LANES)])
-        first, last = (_load(builder, half, ir.VectorType(ir.IntType(8), LANES), 1) for half in (pointer, second))
-        return tuple(builder.sitofp(builder.sext(half, _INTS), _VECTOR) for half in (first, last))
-    pairs = _load(builder, pointer, _INTS, 2)
+        return load_as(builder, pointer, _VECTOR, 4), load_as(builder, second, _VECTOR, 4)
+    pairs = load_as(builder, pointer, _INTS, 2)
     even = builder.bitcast(builder.shl(pairs, _constant(16)), _VECTOR)
     odd = builder.bitcast(builder.and_(pairs, _constant(-65536)), _VECTOR)
     return even, odd
-
-
-def _add(builder: Any, *terms: Any) -> Any:
-    total = terms[0]
-    for term in terms[1:]:
-        total = builder.add(total, term)
-    return total
 
 
 def _weight_pointers(builder: Any, base: Any, places: Any, count: int, size: Any) -> list[Any]:
@@ -101,10 +83,10 @@ def _dots(num_rows: int, num_vectors: int) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            out_pointer = builder.gep(_pointer(context, builder, kinds[0], args[0]), [args[1]])
-            x_pointer = builder.gep(_pointer(context, builder, kinds[3], args[3]), [args[4]])
-            weights_base = builder.gep(_pointer(context, builder, kinds[6], args[6]), [args[7]])
-            places_pointer = builder.gep(_pointer(context, builder, kinds[8], args[8]), [args[9]])
+            out_pointer = element_pointer(context, builder, kinds[0], args[0], args[1])
+            x_pointer = element_pointer(context, builder, kinds[3], args[3], args[4])
+            weights_base = element_pointer(context, builder, kinds[6], args[6], args[7])
+            places_pointer = element_pointer(context, builder, kinds[8], args[8], args[9])
             size = args[10]
             rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, size)
             vectors = [
@@ -119,8 +101,8 @@ def _dots(num_rows: int, num_vectors: int) -> Any:
                 later = builder.add(at, ir.Constant(_LONG, LANES))
                 chunks = [_load_chunk(builder, builder.gep(row, [at]), dtype) for row in rows]
                 for vector, line in zip(vectors, sums, strict=True):
-                    first = _load(builder, builder.gep(vector, [at]), _VECTOR, 4)
-                    second = _load(builder, builder.gep(vector, [later]), _VECTOR, 4)
+                    first = load_as(builder, builder.gep(vector, [at]), _VECTOR, 4)
+                    second = load_as(builder, builder.gep(vector, [later]), _VECTOR, 4)
                     for (even, odd), total in zip(chunks, line, strict=True):
                         partial = multiply_add(builder, even, first, builder.load(total))
                         builder.store(multiply_add(builder, odd, second, partial), total)
@@ -163,10 +145,10 @@ def _add_rows(num_rows: int) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            out_pointer = builder.gep(_pointer(context, builder, kinds[0], args[0]), [args[1]])
-            factors_pointer = builder.gep(_pointer(context, builder, kinds[2], args[2]), [args[3]])
-            weights_base = builder.gep(_pointer(context, builder, kinds[4], args[4]), [args[5]])
-            places_pointer = builder.gep(_pointer(context, builder, kinds[6], args[6]), [args[7]])
+            out_pointer = element_pointer(context, builder, kinds[0], args[0], args[1])
+            factors_pointer = element_pointer(context, builder, kinds[2], args[2], args[3])
+            weights_base = element_pointer(context, builder, kinds[4], args[4], args[5])
+            places_pointer = element_pointer(context, builder, kinds[6], args[6], args[7])
             rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, args[8])
             scales = [
                 splat(builder, builder.load(builder.gep(factors_pointer, [ir.Constant(_LONG, i)])))
@@ -174,17 +156,15 @@ def _add_rows(num_rows: int) -> Any:
             ]
             with cgutils.for_range(builder, builder.udiv(args[9], ir.Constant(_LONG, CHUNK))) as loop:
                 at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
-                targets = [
-                    builder.gep(out_pointer, [_add(builder, at, ir.Constant(_LONG, half))]) for half in (0, LANES)
-                ]
-                totals = [_load(builder, target, _VECTOR, 4) for target in targets]
+                targets = [builder.gep(out_pointer, [builder.add(at, ir.Constant(_LONG, half))]) for half in (0, LANES)]
+                totals = [load_as(builder, target, _VECTOR, 4) for target in targets]
                 for row, scale in zip(rows, scales, strict=True):
                     chunk = _load_chunk(builder, builder.gep(row, [at]), dtype)
                     totals = [
                         multiply_add(builder, scale, part, total) for part, total in zip(chunk, totals, strict=True)
                     ]
                 for total, target in zip(totals, targets, strict=True):
-                    builder.store(total, builder.bitcast(target, _VECTOR.as_pointer()), align=4)
+                    store_as(builder, total, target)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -200,8 +180,8 @@ def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
     """Fetch the cache line of element `at`, which will be read soon."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = _pointer(context, builder, signature.args[0], args[0])
-        address = builder.bitcast(builder.gep(data, [args[1]]), ir.IntType(8).as_pointer())
+        line = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        address = builder.bitcast(line, ir.IntType(8).as_pointer())
         kind = ir.FunctionType(ir.VoidType(), [address.type, _INT, _INT, _INT])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
         builder.call(function, [address, *(ir.Constant(_INT, flag) for flag in (0, 2, 1))])
@@ -215,9 +195,9 @@ def transpose16(typingctx: Any, values: Any, at: Any) -> Any:
     """Transpose the 16 x 16 float32 that begin at values[at], in place."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        base = builder.gep(_pointer(context, builder, signature.args[0], args[0]), [args[1]])
+        base = element_pointer(context, builder, signature.args[0], args[0], args[1])
         pointers = [builder.gep(base, [ir.Constant(_LONG, LANES * i)]) for i in range(LANES)]
-        lines = [_load(builder, pointer, _VECTOR, 4) for pointer in pointers]
+        lines = [load_as(builder, pointer, _VECTOR, 4) for pointer in pointers]
         width = 1
         while width < LANES:  # swap the off-diagonal quarters of all blocks of 2 * width
             low = [e if not e & width else LANES + e - width for e in range(LANES)]
@@ -228,7 +208,7 @@ def transpose16(typingctx: Any, values: Any, at: Any) -> Any:
                 lines[i + width] = builder.shuffle_vector(a, b, ir.Constant(_INTS, high))
             width *= 2
         for line, pointer in zip(lines, pointers, strict=True):
-            builder.store(line, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
+            store_as(builder, line, pointer)
         return context.get_dummy_value()
 
     return types.void(values, types.intp), codegen
@@ -243,14 +223,14 @@ def interleave32(typingctx: Any, out: Any, first_at: Any, second_at: Any, weight
     halves = ir.VectorType(ir.IntType(16), CHUNK)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out_pointer = _pointer(context, builder, signature.args[0], args[0])
-        weights_pointer = _pointer(context, builder, signature.args[3], args[3])
-        a, b = (_load(builder, builder.gep(weights_pointer, [at]), halves, 2) for at in args[4:])
+        out_pointer = element_pointer(context, builder, signature.args[0], args[0], _FIRST)
+        weights_pointer = element_pointer(context, builder, signature.args[3], args[3], _FIRST)
+        a, b = (load_as(builder, builder.gep(weights_pointer, [at]), halves, 2) for at in args[4:])
         for at, start in zip(args[1:3], (0, LANES), strict=True):
             order = [place for i in range(start, start + LANES) for place in (i, CHUNK + i)]
             pairs = builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, CHUNK), order))
             target = builder.gep(out_pointer, [at])
-            builder.store(pairs, builder.bitcast(target, halves.as_pointer()), align=4)
+            store_as(builder, pairs, target)
         return context.get_dummy_value()
 
     return types.void(out, types.intp, types.intp, weights, types.intp, types.intp), codegen
@@ -266,12 +246,12 @@ def interleave4(typingctx: Any, out: Any, at: Any, distance: Any, weights: Any, 
     line = ir.VectorType(ir.IntType(8), lanes)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        out_pointer = _pointer(context, builder, signature.args[0], args[0])
-        weights_pointer = _pointer(context, builder, signature.args[3], args[3])
+        out_pointer = element_pointer(context, builder, signature.args[0], args[0], _FIRST)
+        weights_pointer = element_pointer(context, builder, signature.args[3], args[3], _FIRST)
         rows = []
         for row in range(4):
             place = builder.add(args[4], builder.mul(args[5], ir.Constant(_LONG, row)))
-            rows.append(_load(builder, builder.gep(weights_pointer, [place]), line, 1))
+            rows.append(load_as(builder, builder.gep(weights_pointer, [place]), line, 1))
         for quarter in range(4):
             start = quarter * LANES
             pairs = []
@@ -282,8 +262,7 @@ def interleave4(typingctx: Any, out: Any, at: Any, distance: Any, weights: Any, 
             order = [place for i in range(LANES) for place in (i, LANES + i)]
             fours = builder.shuffle_vector(*pairs, ir.Constant(ir.VectorType(_INT, 2 * LANES), order))
             offset = builder.add(args[1], builder.mul(args[2], ir.Constant(_LONG, quarter)))
-            target = builder.bitcast(builder.gep(out_pointer, [offset]), fours.type.as_pointer())
-            builder.store(fours, target, align=4)
+            store_as(builder, fours, builder.gep(out_pointer, [offset]))
         return context.get_dummy_value()
 
     return types.void(out, types.intp, types.intp, weights, types.intp, types.intp), codegen
@@ -299,13 +278,13 @@ def copy64(typingctx: Any, source: Any, source_at: Any, out: Any, out_at: Any, s
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointers = []
         for i in (0, 2):
-            data = builder.gep(_pointer(context, builder, signature.args[i], args[i]), [args[i + 1]])
+            data = element_pointer(context, builder, signature.args[i], args[i], args[i + 1])
             pointers.append(builder.bitcast(data, ir.IntType(8).as_pointer()))
         lines = builder.udiv(builder.mul(args[4], ir.Constant(_LONG, width)), ir.Constant(_LONG, 32))
         with cgutils.for_range(builder, lines) as loop:
             at = builder.mul(loop.index, ir.Constant(_LONG, 32))
-            value = _load(builder, builder.gep(pointers[0], [at]), line, 1)
-            builder.store(value, builder.bitcast(builder.gep(pointers[1], [at]), line.as_pointer()), align=1)
+            value = load_as(builder, builder.gep(pointers[0], [at]), line, 1)
+            store_as(builder, value, builder.gep(pointers[1], [at]), align=1)
         return context.get_dummy_value()
 
     return types.void(source, place, out, place, place), codegen
@@ -334,9 +313,9 @@ def _add_listed(*, paired: bool) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds = signature.args
-            totals = builder.gep(_pointer(context, builder, kinds[0], args[0]), [args[1]])
-            factors, places = (_pointer(context, builder, kinds[i], args[i]) for i in (2, 3))
-            weights = builder.gep(_pointer(context, builder, kinds[6], args[6]), [args[7]])
+            totals = element_pointer(context, builder, kinds[0], args[0], args[1])
+            factors, places = (element_pointer(context, builder, kinds[i], args[i], _FIRST) for i in (2, 3))
+            weights = element_pointer(context, builder, kinds[6], args[6], args[7])
             zero = ir.Constant(_VECTOR, [0.0] * LANES)
             sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(2)] for _ in range(2 if paired else 1)]
 
@@ -352,7 +331,7 @@ def _add_listed(*, paired: bool) -> Any:
             with cgutils.for_range(builder, builder.udiv(args[9], ir.Constant(_LONG, CHUNK))) as loop:
                 column = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
                 targets = [builder.gep(totals, [builder.add(column, ir.Constant(_LONG, half))]) for half in (0, LANES)]
-                before = [_load(builder, target, _VECTOR, 4) for target in targets]
+                before = [load_as(builder, target, _VECTOR, 4) for target in targets]
                 if paired:
                     for total in (total for line in sums for total in line):
                         builder.store(zero, total)
@@ -368,7 +347,7 @@ def _add_listed(*, paired: bool) -> Any:
                     accumulate(ir.Constant(_LONG, 0), args[5], column, sums[0])
                     after = [builder.load(total) for total in sums[0]]
                 for value, target in zip(after, targets, strict=True):
-                    builder.store(value, builder.bitcast(target, _VECTOR.as_pointer()), align=4)
+                    store_as(builder, value, target)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -392,8 +371,8 @@ def add_listed_integers(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        out, factors, places = (_pointer(context, builder, kinds[i], args[i]) for i in range(3))
-        weights = builder.gep(_pointer(context, builder, kinds[4], args[4]), [args[5]])
+        out, factors, places = (element_pointer(context, builder, kinds[i], args[i], _FIRST) for i in range(3))
+        weights = element_pointer(context, builder, kinds[4], args[4], args[5])
         sums = [cgutils.alloca_once(builder, _INTS) for _ in range(2)]
         with cgutils.for_range(builder, builder.udiv(args[7], ir.Constant(_LONG, CHUNK))) as outer:
             column = builder.mul(outer.index, ir.Constant(_LONG, CHUNK))
@@ -406,12 +385,12 @@ def add_listed_integers(
                 row = builder.add(builder.mul(builder.load(builder.gep(places, [loop.index])), args[6]), column)
                 for half, total in enumerate(sums):
                     at = builder.add(row, ir.Constant(_LONG, half * LANES))
-                    narrow = _load(builder, builder.gep(weights, [at]), ir.VectorType(ir.IntType(8), LANES), 1)
+                    narrow = load_as(builder, builder.gep(weights, [at]), ir.VectorType(ir.IntType(8), LANES), 1)
                     product = builder.mul(builder.sext(narrow, _INTS), scale)
                     builder.store(builder.add(builder.load(total), product), total)
             for half, total in enumerate(sums):
                 target = builder.gep(out, [builder.add(column, ir.Constant(_LONG, half * LANES))])
-                builder.store(builder.load(total), builder.bitcast(target, _INTS.as_pointer()), align=4)
+                store_as(builder, builder.load(total), target)
         return context.get_dummy_value()
 
     return signature, codegen

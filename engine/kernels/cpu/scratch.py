@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.layers import PARTS, TILES, Scratch
+from engine.kernels.cpu.layers import PARTS, TILES, Scratch, step_of_parts
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.tiles import ROWS
 from engine.models.config import DecoderConfig
@@ -15,7 +15,7 @@ from engine.models.config import DecoderConfig
 def widest_part(intermediate: int, parts: int) -> int:
     """Neurons of the largest part."""
     blocks = intermediate // BLOCK
-    step = 2 if blocks % 2 == 0 else 1
+    step = step_of_parts(blocks)
     return -(-(blocks // step) // parts) * step * BLOCK
 
 

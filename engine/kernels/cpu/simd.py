@@ -44,23 +44,36 @@ def float_to_bits(typingctx: Any, value: Any) -> Any:
     return types.uint32(types.float32), codegen
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
+# For code generators, here and in the modules beside this one.
+
+
+def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
     """Address of element `offset` of a contiguous array."""
     return builder.gep(context.make_array(array_type)(context, builder, value=array).data, [offset])
 
 
-def _load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
+def load_as(builder: Any, pointer: Any, kind: Any, align: int = 4) -> Any:
+    """Load a value of an LLVM type from wherever it lies."""
+    return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=align)
+
+
+def store_as(builder: Any, value: Any, pointer: Any, align: int = 4) -> None:
+    """Store a value, whatever the pointer's type is."""
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=align)
+
+
+def load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
     """Load 16 consecutive float32 or bfloat16 values as float32."""
     if dtype == types.float32:
-        return builder.load(builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
-    bits = builder.load(builder.bitcast(pointer, ir.VectorType(ir.IntType(16), LANES).as_pointer()), align=2)
+        return load_as(builder, pointer, _VECTOR)
+    bits = load_as(builder, pointer, ir.VectorType(ir.IntType(16), LANES), align=2)
     wide = builder.zext(bits, ir.VectorType(ir.IntType(32), LANES))
     shift = ir.Constant(wide.type, [16] * LANES)
     return builder.bitcast(builder.shl(wide, shift), _VECTOR)
 
 
 def splat(builder: Any, scalar: Any) -> Any:
-    """A vector of 16 times the same float32; for code generators, as the two below."""
+    """A vector of 16 times the same float32."""
     zero = ir.Constant(ir.IntType(32), 0)
     single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, zero)
     return builder.shuffle_vector(
@@ -71,10 +84,6 @@ def splat(builder: Any, scalar: Any) -> Any:
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, fused where the processor can."""
     return builder.fadd(builder.fmul(a, b, flags=_CONTRACT), c, flags=_CONTRACT)
-
-
-def _store_vector(builder: Any, value: Any, pointer: Any) -> None:
-    builder.store(value, builder.bitcast(pointer, _VECTOR.as_pointer()), align=4)
 
 
 def _is_weight(dtype: Any) -> bool:
@@ -102,9 +111,9 @@ def _transposed_dots16(heads: int) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             out_type, _, _, query_type, _, keys_type, _, _ = signature.args
-            out_pointer = _pointer(context, builder, out_type, args[0], args[1])
-            query_pointer = _pointer(context, builder, query_type, args[3], args[4])
-            keys_pointer = _pointer(context, builder, keys_type, args[5], args[6])
+            out_pointer = element_pointer(context, builder, out_type, args[0], args[1])
+            query_pointer = element_pointer(context, builder, query_type, args[3], args[4])
+            keys_pointer = element_pointer(context, builder, keys_type, args[5], args[6])
             size = args[7]
             queries = [builder.gep(query_pointer, [builder.mul(size, ir.Constant(size.type, h))]) for h in range(heads)]
             sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in range(partials)] for _ in queries]
@@ -116,7 +125,7 @@ def _transposed_dots16(heads: int) -> Any:
                 for turn in range(partials):
                     d = builder.add(base, ir.Constant(base.type, turn))
                     at = builder.mul(d, ir.Constant(d.type, LANES))
-                    row = _load_vector(builder, builder.gep(keys_pointer, [at]), key_dtype)
+                    row = load_vector(builder, builder.gep(keys_pointer, [at]), key_dtype)
                     for head, line in zip(queries, sums, strict=True):
                         factor = splat(builder, builder.load(builder.gep(head, [d])))
                         builder.store(multiply_add(builder, factor, row, builder.load(line[turn])), line[turn])
@@ -125,7 +134,7 @@ def _transposed_dots16(heads: int) -> Any:
                 while len(totals) > 1:
                     totals = [builder.fadd(a, b) for a, b in zip(totals[::2], totals[1::2], strict=True)]
                 place = builder.mul(args[2], ir.Constant(size.type, h))
-                _store_vector(builder, totals[0], builder.gep(out_pointer, [place]))
+                store_as(builder, totals[0], builder.gep(out_pointer, [place]))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -154,9 +163,9 @@ def _weighted_rows16(heads: int) -> Any:
         row_dtype = rows.dtype
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            out_pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
-            weights_pointer = _pointer(context, builder, signature.args[3], args[3], args[4])
-            rows_pointer = _pointer(context, builder, signature.args[6], args[6], args[7])
+            out_pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
+            weights_pointer = element_pointer(context, builder, signature.args[3], args[3], args[4])
+            rows_pointer = element_pointer(context, builder, signature.args[6], args[6], args[7])
 
             def apart(pointer: Any, stride: Any) -> list[Any]:
                 return [builder.gep(pointer, [builder.mul(stride, ir.Constant(stride.type, h))]) for h in range(heads)]
@@ -164,15 +173,15 @@ def _weighted_rows16(heads: int) -> Any:
             targets, factors = apart(out_pointer, args[2]), apart(weights_pointer, args[5])
             totals = [cgutils.alloca_once(builder, _VECTOR) for _ in targets]
             for target, total in zip(targets, totals, strict=True):
-                builder.store(_load_vector(builder, target, types.float32), total)
+                builder.store(load_vector(builder, target, types.float32), total)
             with cgutils.for_range(builder, args[9]) as loop:
                 at = builder.mul(loop.index, args[8])
-                row = _load_vector(builder, builder.gep(rows_pointer, [at]), row_dtype)
+                row = load_vector(builder, builder.gep(rows_pointer, [at]), row_dtype)
                 for factor, total in zip(factors, totals, strict=True):
                     weight = splat(builder, builder.load(builder.gep(factor, [loop.index])))
                     builder.store(multiply_add(builder, weight, row, builder.load(total)), total)
             for target, total in zip(targets, totals, strict=True):
-                _store_vector(builder, builder.load(total), target)
+                store_as(builder, builder.load(total), target)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -227,15 +236,15 @@ def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> 
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x_type, _, row_type, _, _ = signature.args
-        x_pointer = _pointer(context, builder, x_type, args[0], args[1])
-        row_pointer = _pointer(context, builder, row_type, args[2], args[3])
+        x_pointer = element_pointer(context, builder, x_type, args[0], args[1])
+        row_pointer = element_pointer(context, builder, row_type, args[2], args[3])
         sums = [cgutils.alloca_once(builder, _VECTOR) for _ in range(4)]
         for total in sums:
             builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
 
         def accumulate(at: Any, total: Any) -> None:
-            a = _load_vector(builder, builder.gep(x_pointer, [at]), types.float32)
-            b = _load_vector(builder, builder.gep(row_pointer, [at]), row_dtype)
+            a = load_vector(builder, builder.gep(x_pointer, [at]), types.float32)
+            b = load_vector(builder, builder.gep(row_pointer, [at]), row_dtype)
             builder.store(multiply_add(builder, a, b, builder.load(total)), total)
 
         wide = ir.Constant(args[4].type, 4 * LANES)
@@ -274,12 +283,12 @@ def vector_sum(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
     signature = types.float32(values, types.intp, types.intp)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], args[0], args[1])
+        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
         total = cgutils.alloca_once(builder, _VECTOR)
         builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
         with cgutils.for_range(builder, builder.udiv(args[2], ir.Constant(args[2].type, LANES))) as loop:
             at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-            part = _load_vector(builder, builder.gep(pointer, [at]), types.float32)
+            part = load_vector(builder, builder.gep(pointer, [at]), types.float32)
             builder.store(builder.fadd(builder.load(total), part), total)
         return horizontal_sum(builder, builder.load(total))
 

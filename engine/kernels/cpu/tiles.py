@@ -13,6 +13,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from engine.kernels.cpu.simd import element_pointer
+
 ROWS = 16  # of a tile, at most
 ROW_BYTES = 64
 
@@ -36,8 +38,7 @@ def _call(builder: Any, name: str, *args: Any) -> None:
 
 
 def _address(context: Any, builder: Any, array_type: Any, array: Any, at: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, value=array).data
-    return builder.bitcast(builder.gep(data, [at]), _POINTER)
+    return builder.bitcast(element_pointer(context, builder, array_type, array, at), _POINTER)
 
 
 def _tile(literal: Any) -> Any:
