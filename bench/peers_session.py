@@ -73,7 +73,7 @@ class Session:
     """All figures of one round. A program without a server has no start and no memory under load.
 
     Attributes:
-        memory_mib: Resident, after the load that fills the KV cache.
+        memory_mib: Resident, after a load of many long sequences on a server that has seen no other.
         peak_memory_mib: The most that was seen during it; of a program, during the whole round.
         build: What the program says about how it was compiled.
         complaints: The first message of each kind of failed request.
@@ -122,6 +122,11 @@ class _Loader:
 
     async def measure(self) -> Session:
         settings, pid = self._settings, self._server.pid
+        # First of all: caches of prefixes hold what other loads sent for as long as there is room.
+        output = max(1, settings.memory_tokens // 4)
+        async with MemoryWatch(pid) as watch:
+            await self._send(settings.memory_streams, settings.memory_streams, settings.memory_tokens - output, output)
+        after = resident_memory(pid)
         await self._send(max(settings.streams), max(settings.streams), settings.prompt_tokens, WARM_UP_TOKENS)
         first = await self._send(1, settings.requests, settings.long_prompt, FIRST_TOKEN_OUTPUT)
         loads = []
@@ -129,10 +134,6 @@ class _Loader:
             requests = max(streams, settings.requests)
             report = await self._send(streams, requests, settings.prompt_tokens, settings.output_tokens)
             loads.append(load_of(report, streams))
-        output = max(1, settings.memory_tokens // 4)
-        async with MemoryWatch(pid) as watch:
-            await self._send(settings.memory_streams, settings.memory_streams, settings.memory_tokens - output, output)
-        after = resident_memory(pid)
         return Session(
             loads=tuple(loads),
             ttft_ms=None if first.total.ttft is None else first.total.ttft.p50,

@@ -14,7 +14,7 @@ from numba import njit, prange
 
 from engine.kernels.cpu.math import exp, narrow, widen
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.simd import HEADS, LANES, transposed_dots16, vector_sum, weighted_rows16
+from engine.kernels.cpu.simd import HEADS, LANES, transposed_dots16, vector_max, vector_sum, weighted_rows16
 from engine.kv_cache import BLOCK_SIZE as BLOCK
 
 
@@ -49,7 +49,7 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @njit(parallel=True, **OPTIONS)
-def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, queries, keys, values):  # type: ignore[no-untyped-def]
+def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values):  # type: ignore[no-untyped-def]
     """Split a fused projection: queries rotated and scaled, keys and values rotated into the cache.
 
     Args:
@@ -59,11 +59,13 @@ def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, queries, 
         eps: Of those norms, float32.
         scale: Multiplied into the queries, float32 (1 / sqrt(head_dim)).
         slots: int64 [rows], block * 16 + offset where the row's key and value go.
+        paired: The cache has the layout of `attention_tiles`.
         queries: Out, float32 [rows, num_heads, head_dim].
-        keys, values: Out, one layer's cache in the layout above.
+        keys, values: Out, one layer's cache.
     """
     rows, num_heads, head_dim = queries.shape
     num_kv_heads = keys.shape[1]
+    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
     for row in prange(rows):
         head = np.empty(head_dim, np.float32)
         source = qkv[row]
@@ -78,25 +80,42 @@ def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, queries, 
             _copy_head(source, (num_heads + h) * head_dim, head)
             _normalise(head, k_norm, eps)
             _rotate(head, cos[row], sin[row])
-            for d in range(head_dim):
-                keys[block, h, d, offset] = narrow(head[d], keys)
+            begin = (block * num_kv_heads + h) * head_dim * BLOCK
+            if paired:
+                for d in range(head_dim):
+                    flat_keys[begin + d // 2 * 2 * BLOCK + 2 * offset + d % 2] = narrow(head[d], keys)
+            else:
+                for d in range(head_dim):
+                    flat_keys[begin + d * BLOCK + offset] = narrow(head[d], keys)
             _copy_head(source, (num_heads + num_kv_heads + h) * head_dim, head)
-            for d in range(head_dim):
-                values[block, h, offset, d] = narrow(head[d], values)
+            if paired:
+                line = begin + offset // 2 * 2 * head_dim + offset % 2
+                for d in range(head_dim):
+                    flat_values[line + 2 * d] = narrow(head[d], values)
+            else:
+                line = begin + offset * head_dim
+                for d in range(head_dim):
+                    flat_values[line + d] = narrow(head[d], values)
 
 
 @njit(**OPTIONS)
-def _softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
+def softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
     """Softmax numerators of scores[at + first : at + end] in place, zeros elsewhere in the span; returns their sum."""
     line = scores[at : at + span]
-    top = line[first]
-    for t in range(first, end):
-        top = max(top, line[t])
-    line[:first] = 0
-    for t in range(first, end):
+    line[:first] = -np.inf
+    line[end:] = -np.inf
+    top = vector_max(scores, at, span)
+    for t in range(span):  # all of them: whole vectors are faster than parts
         line[t] = exp(line[t] - top)
+    line[:first] = 0
     line[end:] = 0
     return vector_sum(scores, at, span)
+
+
+@njit(**OPTIONS)
+def dealt(turn, tasks):  # type: ignore[no-untyped-def]
+    """The task of a turn. Later rows of a prompt see more: dealt from both ends, each thread gets short ones, too."""
+    return turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
 
 
 @njit(parallel=True, **OPTIONS)
@@ -120,9 +139,7 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
     flat_queries, flat_keys, flat_values = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
     tasks = rows * num_kv_heads
     for turn in prange(tasks):
-        # Later rows of a prompt see more tokens: deal them out from both ends, so that each thread gets long and short
-        # ones.
-        task = turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
+        task = dealt(turn, tasks)
         row, kv_head = task // num_kv_heads, task % num_kv_heads
         last = positions[row]
         first = max(0, last + 1 - window) if window > 0 else 0
@@ -141,7 +158,7 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
         accumulator = np.zeros(group * head_dim, np.float32)
         inverse = np.empty(group, np.float32)
         for g in range(group):
-            inverse[g] = np.float32(1) / _softmax(scores, g * span, span, skipped, count)
+            inverse[g] = np.float32(1) / softmax(scores, g * span, span, skipped, count)
         for b in range(first_block, last_block + 1):
             values_at = (table[b] * num_kv_heads + kv_head) * BLOCK * head_dim
             # Slots after the row's own position may hold anything, so they are left out, not multiplied by zero.

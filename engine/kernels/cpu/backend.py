@@ -15,6 +15,7 @@ from engine.config import Quantization
 from engine.errors import UnsupportedArchitecture
 from engine.ffn_router import FfnCosts
 from engine.kernels.backend import Backend, rotary_angles
+from engine.kernels.cpu.attention_tiles import STEP, attention_tiles
 from engine.kernels.cpu.costs import measure_ffn_costs
 from engine.kernels.cpu.formats import (
     Format,
@@ -76,6 +77,8 @@ class CpuBackend(Backend):
         self._none = np.empty(0, np.float32)
         self._keys, self._values = as_array(cache.keys), as_array(cache.values)
         self._eps, self._scale = np.float32(config.norm_eps), np.float32(1 / math.sqrt(config.head_dim))
+        tiled = self._amx and cache.keys.dtype is torch.bfloat16 and config.head_dim % STEP == 0
+        self._attention_tiles = attention_tiles() if tiled else None
         self._capacity = 0
         self._logits = torch.empty(0, config.vocab_size)
 
@@ -105,6 +108,7 @@ class CpuBackend(Backend):
             self._attended_rows,
             tiles_for(self._kind, count, amx=self._amx),
             down_tiles_for(self._kind.of_down, count, amx=self._amx),
+            self._attention_tiles,
             self._threads,
             scratch,
             zeros,
@@ -205,7 +209,7 @@ class CpuBackend(Backend):
         """See `Backend.describe`."""
         products = "AMX tiles" if self._amx else "vector loops"
         return {
-            "attention": "paged, one row at a time",
+            "attention": "paged, " + ("vector loops" if self._attention_tiles is None else "AMX tiles"),
             "feed-forward": f"{products}; zeros of RELU rows skipped",
             "linear": products,
         }

@@ -10,10 +10,11 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
-from engine.kernels.cpu.rows import copy64
+from engine.kernels.cpu.rows import copy64, prefetch
 
 Array = NDArray[Any]
 
@@ -91,3 +92,30 @@ def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-
             copy64(weights, places[first + i] * size, out, i * size, size)
 
     return plain
+
+
+@njit(**OPTIONS)
+def _fetch(array, at, size):  # type: ignore[no-untyped-def]
+    for k in range(at, at + size, CACHE_LINE // array.itemsize):
+        prefetch(array, k)
+
+
+def fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untyped-def]
+    """Fetch rows places[first : last] of `weights`, which `copy_neurons` will read soon (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(fetch_neurons)
+def _fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untyped-def]
+    quantised = is_kind(weights, Int8Weight) or is_kind(weights, Int4Weight)
+    share = 2 if is_kind(weights, Int4Weight) else 1  # values in an element
+
+    def values_only(weights, size, places, first, last):  # type: ignore[no-untyped-def]
+        for i in range(first, last):
+            _fetch(weights, places[i] * size, size)
+
+    def of_quantised(weights, size, places, first, last):  # type: ignore[no-untyped-def]
+        for i in range(first, last):
+            _fetch(weights.values, places[i] * size // share, size // share)
+
+    return of_quantised if quantised else values_only

@@ -9,48 +9,79 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.math import from_bfloat16, narrow
+from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, tile_columns
-from engine.kernels.cpu.rows import add_listed_pairs, add_listed_rows, add_rows_4, interleave32, prefetch
+from engine.kernels.cpu.rows import (
+    add_chunk,
+    add_listed_pairs,
+    add_listed_rows,
+    add_rows_4,
+    interleave32,
+    narrow_chunk,
+    place_of,
+    prefetch,
+)
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bfloat16, store, tile_config
 
-PANEL = 256  # neurons whose rows are interleaved before many token rows use them: 16 KiB
+PANEL = 256  # neurons whose rows are interleaved before many token rows use them,
+PANEL_COLUMNS = 320  # for so many columns at most: 160 KiB
 _FOUR = np.arange(4)
+_PAIR_BYTES = 2 * ROW_BYTES  # between rows of two tiles of sums that lie side by side
 
 
 def down_tiles(rows: int) -> NDArray[np.uint8]:
-    """Shapes of tiles: 0 and 1 are sums [token rows, 16 columns], 4 token rows, 6 and 7 weights."""
+    """Shapes of tiles: 0 to 3 are sums [token rows, 16 columns], 4 and 5 token rows, 6 and 7 weights."""
     height = tile_columns(rows)
     sums, inputs, weights = (height, ROW_BYTES), (height, ROW_BYTES), (ROWS, ROW_BYTES)
-    return tile_config({0: sums, 1: sums, 4: inputs, 6: weights, 7: weights})
+    return tile_config({**dict.fromkeys(range(4), sums), 4: inputs, 5: inputs, 6: weights, 7: weights})
 
 
-def multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
-    """totals[r * hidden + place] = sum over j of h[r, j] * down[j, k], k in [first, last) (for use in kernels only).
+def column_unit(down):  # type: ignore[no-untyped-def]
+    """Columns of `down` that one thread must compute together (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(column_unit)
+def _column_unit(down):  # type: ignore[no-untyped-def]
+    return (lambda down: BLOCK) if isinstance(down, types.Array) else None
+
+
+@njit(inline="always")
+def hidden_place(row, j, intermediate, width):  # type: ignore[no-untyped-def]
+    """Where h[row, j] lies in tiles of 16 rows and `width` neurons, each contiguous."""
+    return (row // ROWS * intermediate + j // width * width) * ROWS + row % ROWS * width + j % width
+
+
+def multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+    """out[r * hidden + k] += sum over j of h[r, j] * down[j, k], k in [first, last) (for use in kernels only).
 
     Args:
-        h: [rows16 * intermediate], act(gate) * up of rows, padded to 16; bfloat16 bits for AMX, or float32.
+        h: [rows16 * intermediate], act(gate) * up of rows padded to 16, from `keep_hidden`.
         rows: Token rows.
         intermediate: A multiple of 32.
         down: [intermediate * hidden], bfloat16 bits or float32.
         hidden: Columns of `down`.
         first, last: Multiples of 32.
-        totals: float32 [rows16 * hidden]; with AMX in the order of columns, else in that of `rows.place_of`.
-        panel: Scratch, uint32 [8192].
+        totals: Scratch, float32 [rows16 * hidden].
+        panel: Scratch, uint32 [PANEL * PANEL_COLUMNS / 2].
+        out: float32 [rows * hidden].
     """
     raise NotImplementedError
 
 
 @overload(multiply_down)
-def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     if not isinstance(h, types.Array):
         return None
     return _tile_down if h.dtype == types.uint16 else _plain_down
 
 
 def keep_hidden(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
-    """Keep values, float32 act(gate) * up of neurons from `first` on, as row `row` of h (for use in kernels only)."""
+    """Keep values, float32 act(gate) * up of whole blocks of neurons from `first` on, as row `row` of h (in kernels).
+
+    AMX takes bfloat16 in tiles, see `hidden_place`; vectors take float32 rows.
+    """
     raise NotImplementedError
 
 
@@ -58,16 +89,27 @@ def keep_hidden(h, row, intermediate, first, values):  # type: ignore[no-untyped
 def _keep_hidden(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
     if not isinstance(h, types.Array):
         return None
-
-    def keep(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
-        target = h[row * intermediate + first : row * intermediate + first + values.size]
-        for n in range(values.size):
-            target[n] = narrow(values[n], h)
-
-    return keep
+    return _keep_tile_row if h.dtype == types.uint16 else _keep_row
 
 
-def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _keep_tile_row(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
+    for j in range(0, values.size, BLOCK):
+        narrow_chunk(h, hidden_place(row, first + j, intermediate, BLOCK), values, j)
+
+
+def _keep_row(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
+    h[row * intermediate + first : row * intermediate + first + values.size] = values
+
+
+@njit(**OPTIONS)
+def add_in_order(totals, rows, hidden, first, last, down, out):  # type: ignore[no-untyped-def]
+    """out += totals [rows][hidden], columns in the order of `rows.place_of`."""
+    for r in range(rows):
+        for k in range(first, last):
+            out[r * hidden + k] += totals[r * hidden + place_of(k, down)]
+
+
+def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     width = last - first
     for start in range(0, rows, ROWS):  # whose totals stay in the first-level cache
         end = min(start + ROWS, rows)
@@ -77,45 +119,114 @@ def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel)
             for r in range(start, end):
                 at = r * intermediate + j
                 add_rows_4(totals, r * hidden + first, h, at, down, j * hidden + first, _FOUR, 0, hidden, width)
+    add_in_order(totals, rows, hidden, first, last, down, out)
 
 
-def _tile_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
-    height = min(rows, ROWS)
-    # Few token rows: go through memory row by row. Many: interleave a panel once for all of them.
-    depth = BLOCK if rows <= ROWS else PANEL
-    for j in range(0, intermediate, depth):
-        steps = min(depth, intermediate - j) // BLOCK
+def _tile_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+    if rows <= ROWS:
+        _few_rows(h, intermediate, down, hidden, first, last, totals, panel)
+    else:
+        _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel)
+    for r in range(rows):
         for k in range(first, last, BLOCK):
+            at = _total_place(r, k, hidden)
+            add_chunk(out, r * hidden + k, totals, at)
+
+
+@njit(inline="always")
+def _total_place(row, column, hidden):  # type: ignore[no-untyped-def]
+    """Where AMX puts the totals of a row: pairs of tiles [16 rows][32 columns], each pair contiguous."""
+    return (row // ROWS * hidden + column) * ROWS + row % ROWS * BLOCK
+
+
+@njit(inline="always")
+def _interleave(down, at, ahead, hidden, panel, place):  # type: ignore[no-untyped-def]
+    """32 columns of 32 neurons from `at` on to two tiles of pairs; fetches what comes `ahead` of them."""
+    for pair in range(ROWS):
+        even, words = at + 2 * pair * hidden, place + pair * ROWS
+        prefetch(down, even + ahead)
+        prefetch(down, even + ahead + hidden)
+        interleave32(panel, words, words + 256, down, even, even + hidden)
+
+
+@njit(**OPTIONS)
+def _few_rows(h, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+    """Up to 16 token rows: goes through `down` as it lies in memory."""
+    for j in range(0, intermediate, BLOCK):
+        for k in range(first, last, BLOCK):
+            _interleave(down, j * hidden + k, BLOCK * hidden, hidden, panel, 0)
+            at = k * ROWS
+            if j == 0:
+                clear(0)
+                clear(1)
+            else:
+                load(0, totals, at, _PAIR_BYTES)
+                load(1, totals, at + ROWS, _PAIR_BYTES)
+            load(4, h, j * ROWS, ROW_BYTES)
+            load(6, panel, 0, ROW_BYTES)
+            multiply_bfloat16(0, 4, 6)
+            load(7, panel, 256, ROW_BYTES)
+            multiply_bfloat16(1, 4, 7)
+            store(0, totals, at, _PAIR_BYTES)
+            store(1, totals, at + ROWS, _PAIR_BYTES)
+
+
+@njit(**OPTIONS)
+def _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+    """Interleaves a panel of `down` once for all token rows."""
+    for j in range(0, intermediate, PANEL):
+        steps = min(PANEL, intermediate - j) // BLOCK
+        for left in range(first, last, PANEL_COLUMNS):
+            right = min(left + PANEL_COLUMNS, last)
             for step in range(steps):
-                for pair in range(ROWS):
-                    at = (j + step * BLOCK + 2 * pair) * hidden + k
-                    place = step * 512 + pair * ROWS
-                    prefetch(down, at + depth * hidden)
-                    prefetch(down, at + (depth + 1) * hidden)
-                    interleave32(panel, place, place + 256, down, at, at + hidden)
-            for row in range(0, rows, height):
-                at = row * hidden + k
-                if j == 0:
-                    clear(0)
-                    clear(1)
-                else:
-                    load(0, totals, at, 4 * hidden)
-                    load(1, totals, at + ROWS, 4 * hidden)
-                for step in range(steps):
-                    load(4, h, row * intermediate + j + step * BLOCK, 2 * intermediate)
-                    load(6, panel, step * 512, ROW_BYTES)
-                    multiply_bfloat16(0, 4, 6)
-                    load(7, panel, step * 512 + 256, ROW_BYTES)
-                    multiply_bfloat16(1, 4, 7)
-                store(0, totals, at, 4 * hidden)
-                store(1, totals, at + ROWS, 4 * hidden)
+                for k in range(left, right, BLOCK):
+                    place = ((k - left) // BLOCK * steps + step) * 512
+                    _interleave(down, (j + step * BLOCK) * hidden + k, PANEL * hidden, hidden, panel, place)
+            for row in range(0, rows, 2 * ROWS):
+                for k in range(left, right, BLOCK):
+                    begin = (k - left) // BLOCK * steps * 512
+                    at, source = (row * hidden + k * ROWS), row * intermediate + j * ROWS
+                    if j == 0:
+                        clear(0)
+                        clear(1)
+                    else:
+                        load(0, totals, at, _PAIR_BYTES)
+                        load(1, totals, at + ROWS, _PAIR_BYTES)
+                    if row + ROWS >= rows:
+                        for step in range(steps):
+                            load(4, h, source + step * 512, ROW_BYTES)
+                            load(6, panel, begin + step * 512, ROW_BYTES)
+                            multiply_bfloat16(0, 4, 6)
+                            load(7, panel, begin + step * 512 + 256, ROW_BYTES)
+                            multiply_bfloat16(1, 4, 7)
+                    else:
+                        below, following = at + ROWS * hidden, source + ROWS * intermediate
+                        if j == 0:
+                            clear(2)
+                            clear(3)
+                        else:
+                            load(2, totals, below, _PAIR_BYTES)
+                            load(3, totals, below + ROWS, _PAIR_BYTES)
+                        for step in range(steps):
+                            load(4, h, source + step * 512, ROW_BYTES)
+                            load(6, panel, begin + step * 512, ROW_BYTES)
+                            multiply_bfloat16(0, 4, 6)
+                            load(7, panel, begin + step * 512 + 256, ROW_BYTES)
+                            multiply_bfloat16(1, 4, 7)
+                            load(5, h, following + step * 512, ROW_BYTES)
+                            multiply_bfloat16(2, 5, 6)
+                            multiply_bfloat16(3, 5, 7)
+                        store(2, totals, below, _PAIR_BYTES)
+                        store(3, totals, below + ROWS, _PAIR_BYTES)
+                    store(0, totals, at, _PAIR_BYTES)
+                    store(1, totals, at + ROWS, _PAIR_BYTES)
 
 
-def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     """What `multiply_down` gives, to the last bit, without reading rows of `down` that only meet zeros.
 
     For use in kernels only. With AMX the order is that of its tiles: of 32 neurons the even ones are added up, the odd
-    ones are, and then both; what is skipped adds 0. Totals are in the order of `rows.place_of`.
+    ones are, and then both; what is skipped adds 0.
 
     Args:
         places: Scratch, int64 [66].
@@ -125,39 +236,40 @@ def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, 
 
 
 @overload(skip_down)
-def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     if not isinstance(h, types.Array):
         return None
     return _skip_down_pairs if h.dtype == types.uint16 else _skip_down_rows
 
 
 @njit(**OPTIONS)
-def _list_tile(h, row_at, tile, places, factors):  # type: ignore[no-untyped-def]
+def _list_tile(h, row, tile, intermediate, places, factors):  # type: ignore[no-untyped-def]
     """Neurons of a tile of 32 with h != 0, the even ones first; returns how many are even, and how many there are."""
     count = 0
     split = 0
+    at = hidden_place(row, tile, intermediate, BLOCK)
     for parity in range(2):
-        for j in range(tile + parity, tile + BLOCK, 2):
-            value = from_bfloat16(h[row_at + j])
-            places[count], factors[count] = j, value
+        for j in range(parity, BLOCK, 2):
+            value = from_bfloat16(h[at + j])
+            places[count], factors[count] = tile + j, value
             count += value != 0
         if parity == 0:
             split = count
     return split, count
 
 
-def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     side = BLOCK + 1  # two lists in turn: rows of the next tile are fetched while those of this one are added
     for r in range(rows):
-        row_at, at = r * intermediate, r * hidden + first
+        at = r * hidden + first
         totals[at : at + last - first] = 0
-        split, count = _list_tile(h, row_at, 0, places, factors)
+        split, count = _list_tile(h, r, 0, intermediate, places, factors)
         for tile in range(0, intermediate, BLOCK):
             now = tile // BLOCK % 2 * side
             after = side - now
             next_split, next_count = 0, 0
             if tile + BLOCK < intermediate:
-                next_split, next_count = _list_tile(h, row_at, tile + BLOCK, places[after:], factors[after:])
+                next_split, next_count = _list_tile(h, r, tile + BLOCK, intermediate, places[after:], factors[after:])
                 for i in range(after, after + next_count):
                     for k in range(first, last, BLOCK):
                         prefetch(down, places[i] * hidden + k)
@@ -166,9 +278,10 @@ def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, p
                     totals, at, factors[now:], places[now:], split, count, down, first, hidden, last - first
                 )
             split, count = next_split, next_count
+    add_in_order(totals, rows, hidden, first, last, down, out)
 
 
-def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
         for tile in range(0, intermediate, BLOCK):
@@ -179,3 +292,4 @@ def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, pl
                 count += value != 0
             at = r * hidden + first
             add_listed_rows(totals, at, factors, places, 0, count, down, first, hidden, last - first)
+    add_in_order(totals, rows, hidden, first, last, down, out)

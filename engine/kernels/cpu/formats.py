@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.kernels.cpu import aligned
 from engine.kernels.cpu.down import down_tiles
 from engine.kernels.cpu.integer import (
     IntegerHidden,
@@ -72,23 +73,23 @@ def make_rows(kind: Format, rows: int, size: int, *, amx: bool) -> Any:
     padded = -(-rows // ROWS) * ROWS
     if kind is Format.FLOAT:
         if amx:
-            return TileRows(np.zeros(padded * size // 2, np.uint32))
-        return PlainRows(np.zeros(padded * size, np.float32))
-    scales, sums = (np.zeros(padded * (size // kind.group), np.float32) for _ in range(2))
+            return TileRows(aligned.zeros(padded * size // 2, np.uint32))
+        return PlainRows(aligned.zeros(padded * size, np.float32))
+    scales, sums = (aligned.zeros(padded * (size // kind.group), np.float32) for _ in range(2))
     if amx:
-        high, low = (np.zeros(padded * size // 4, np.uint32) for _ in range(2))
+        high, low = (aligned.zeros(padded * size // 4, np.uint32) for _ in range(2))
         return IntegerRows(high, low, scales, sums)
-    return PlainIntegerRows(np.zeros(padded * size, np.int16), scales, sums)
+    return PlainIntegerRows(aligned.zeros(padded * size, np.int16), scales, sums)
 
 
 def make_hidden(kind: Format, size: int, *, amx: bool) -> Any:
     """Memory for `size` values of act(gate) * up on their way to `down`."""
     if kind is Format.FLOAT:
-        return np.zeros(size, np.uint16 if amx else np.float32)
-    scales = np.zeros(size // INT8_GROUP, np.float32)
+        return aligned.zeros(size, np.uint16 if amx else np.float32)
+    scales = aligned.zeros(size // INT8_GROUP, np.float32)
     if amx:
-        return IntegerHidden(np.zeros(size, np.int8), np.zeros(size, np.int8), scales)
-    return PlainIntegerHidden(np.zeros(size, np.int16), scales)
+        return IntegerHidden(aligned.zeros(size, np.int8), aligned.zeros(size, np.int8), scales)
+    return PlainIntegerHidden(aligned.zeros(size, np.int16), scales)
 
 
 @lru_cache

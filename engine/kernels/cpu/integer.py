@@ -12,21 +12,21 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.down import keep_hidden, multiply_down, skip_down
+from engine.kernels.cpu.down import add_in_order, column_unit, hidden_place, keep_hidden, multiply_down, skip_down
 from engine.kernels.cpu.integer_simd import (
     LOW_BITS,
     add_column,
     add_integers,
     add_minima,
-    add_minima_column,
-    add_pairs,
     add_tile,
+    dot_int4,
+    dot_int8,
     widen_int4,
 )
 from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind, pack_row, product, tile_columns, unpack_tile
-from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight
+from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Down
 from engine.kernels.cpu.rows import add_listed_integers, interleave4, prefetch
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_int8, store, tile_config
 
@@ -39,10 +39,7 @@ _CACHE_LINE = 64
 
 
 class IntegerRows(NamedTuple):
-    """Token rows for AMX: words [tiles][in / 4][columns] of four int8, scales and sums [tiles][groups][16].
-
-    A single row has both parts in `high`, [in / 4][high, low], so that one tile holds it.
-    """
+    """Token rows for AMX: words [tiles][in / 4][columns] of four int8, scales and sums [tiles][groups][16]."""
 
     high: Array  # uint32
     low: Array  # uint32
@@ -59,7 +56,7 @@ class PlainIntegerRows(NamedTuple):
 
 
 class IntegerHidden(NamedTuple):
-    """act(gate) * up for `multiply_down`."""
+    """act(gate) * up for `multiply_down`, in tiles of 16 rows and 64 neurons, see `hidden_place`."""
 
     high: Array  # int8 [rows16 * intermediate]
     low: Array  # int8
@@ -142,10 +139,6 @@ def _pack_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-unt
         place = (tile * groups + g) * ROWS + column
         inputs.scales[place], inputs.sums[place] = scale, np.float32(total) * scale
         at = (tile * (x.size // _WORD) + g * high_words.size) * columns + column
-        if num_rows == 1:
-            for w in range(high_words.size):
-                inputs.high[2 * (at + w)], inputs.high[2 * (at + w) + 1] = high_words[w], low_words[w]
-            continue
         for w in range(high_words.size):
             inputs.high[at + w * columns], inputs.low[at + w * columns] = high_words[w], low_words[w]
 
@@ -167,7 +160,7 @@ def _pack_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def
 
 
 @overload(product)
-def _product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
+def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     if is_kind(inputs, IntegerRows):
         return _int4_product if is_kind(weights, Int4Weight) else _int8_product
     if is_kind(inputs, PlainIntegerRows):
@@ -181,21 +174,9 @@ _SUMS, _WIDE = 1024, 1536  # sums [32][16] behind counts [high, low][32][16]; th
 
 @njit(**OPTIONS)
 def _multiply_group(inputs, at, columns, weights, upper, lower, stride, counts):  # type: ignore[no-untyped-def]
-    """One group of 32 neurons with the token rows of a tile: integers [2 halves][high, low][16][16].
-
-    Of a single row [2 halves][16][high, low].
-    """
+    """One group of 32 neurons with the token rows of a tile: integers [2 halves][high, low][16][16]."""
     clear(0)
     clear(1)
-    if columns == 1:
-        load(6, inputs.high, 2 * at, 8)
-        load(4, weights, upper, stride)
-        multiply_int8(0, 4, 6)
-        load(5, weights, lower, stride)
-        multiply_int8(1, 5, 6)
-        store(0, counts, 0, 8)
-        store(1, counts, 512, 8)
-        return
     clear(2)
     clear(3)
     load(6, inputs.high, at, 4 * columns)
@@ -213,81 +194,100 @@ def _multiply_group(inputs, at, columns, weights, upper, lower, stride, counts):
 
 
 @njit(**OPTIONS)
-def _add_group(inputs, inputs_at, columns, weights, groups, group, neuron, counts, out, sums):  # type: ignore[no-untyped-def]
-    """Take a group's integers into `out` [32] (one token row) or `sums` [32][16]."""
+def _add_group(inputs, inputs_at, weights, groups, group, neuron, counts, sums):  # type: ignore[no-untyped-def]
+    """Take a group's integers into `sums` [32][16]."""
     for half in range(2):
         at = ((neuron // NEURONS + half) * groups + group) * NEURONS
-        integers = half * 512
-        if columns == 1:
-            scale = inputs.scales[inputs_at]
-            add_pairs(out, half * NEURONS, counts, integers, weights.scales, at, scale)
-        else:
-            add_tile(
-                sums, half * 256, counts, integers, counts, integers + 256, weights.scales, at, inputs.scales, inputs_at
+        high, low = half * 512, half * 512 + 256
+        add_tile(sums, half * 256, counts, high, counts, low, weights.scales, at, inputs.scales, inputs_at)
+
+
+@njit(**OPTIONS)
+def _finish(count, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    """Sums [32 neurons][16 token rows] to `count` rows of `out`."""
+    unpack_tile(scratch, _SUMS, count, out, at, stride)
+    unpack_tile(scratch, _SUMS + 256, count, out, at + ROWS, stride)
+
+
+def _int8_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    groups, words, values = size // INT8_GROUP, size // _WORD, weights.values
+    if rows == 1:
+        for half in range(0, BLOCK, NEURONS):
+            row = neuron + half
+            dot_int8(
+                out,
+                at + half,
+                inputs.high,
+                inputs.low,
+                inputs.scales,
+                ROWS,
+                values,
+                row * size,
+                size,
+                weights.scales,
+                row * groups,
             )
-
-
-@njit(**OPTIONS)
-def _start(columns, out, sums):  # type: ignore[no-untyped-def]
-    if columns == 1:
-        out[:BLOCK] = 0
-    else:
-        sums[:] = 0
-
-
-@njit(**OPTIONS)
-def _finish(columns, tile, num_rows, out, scratch):  # type: ignore[no-untyped-def]
-    """Sums [32 neurons][16 token rows] to the rows of `out`."""
-    if columns > 1:
-        unpack_tile(scratch, _SUMS, out, tile * ROWS, num_rows, 0)
-        unpack_tile(scratch, _SUMS + 256, out, tile * ROWS, num_rows, ROWS)
-
-
-def _int8_product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
-    columns, tiles = min(num_rows, ROWS), (num_rows + ROWS - 1) // ROWS
-    groups, words = size // INT8_GROUP, size // _WORD
+        return
+    columns, upper, lower = min(rows, ROWS), neuron * size, (neuron + NEURONS) * size
     counts, sums = scratch[:_SUMS].view(np.int32), scratch[_SUMS:_WIDE]
-    values, upper, lower = weights.values, neuron * size, (neuron + NEURONS) * size
-    for tile in range(first_row // ROWS, tiles):
-        _start(columns, out, sums)
+    for row in range(first, last, ROWS):
+        tile, target = row // ROWS, at + (row - first) * stride
+        sums[:] = 0
         for g in range(groups):
-            if tile == first_row // ROWS:
+            if row == 0:
                 for line in range(BLOCK):
                     prefetch(values, upper + BLOCK * size + (g * BLOCK + line) * _CACHE_LINE)
-            at = (tile * words + g * (INT8_GROUP // _WORD)) * columns
-            _multiply_group(inputs, at, columns, values, upper + g * INT8_GROUP, lower + g * INT8_GROUP, size, counts)
-            _add_group(inputs, (tile * groups + g) * ROWS, columns, weights, groups, g, neuron, counts, out, sums)
-        _finish(columns, tile, num_rows, out, scratch)
+            place = (tile * words + g * (INT8_GROUP // _WORD)) * columns
+            begin = g * INT8_GROUP
+            _multiply_group(inputs, place, columns, values, upper + begin, lower + begin, size, counts)
+            _add_group(inputs, (tile * groups + g) * ROWS, weights, groups, g, neuron, counts, sums)
+        _finish(last - row, out, target, stride, scratch)
 
 
-def _int4_product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
-    columns, tiles = min(num_rows, ROWS), (num_rows + ROWS - 1) // ROWS
-    groups, words, half = size // INT4_GROUP, size // _WORD, size // 2
+def _int4_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    groups, words, half, values = size // INT4_GROUP, size // _WORD, size // 2, weights.values
+    if rows == 1:
+        for side in range(0, BLOCK, NEURONS):
+            row = neuron + side
+            dot_int4(
+                out,
+                at + side,
+                inputs.high,
+                inputs.low,
+                inputs.scales,
+                inputs.sums,
+                ROWS,
+                values,
+                row * half,
+                size,
+                weights.scales,
+                weights.minima,
+                row * groups,
+            )
+        return
+    columns = min(rows, ROWS)
     counts, sums = scratch[:_SUMS].view(np.int32), scratch[_SUMS:_WIDE]
     wide = scratch[_WIDE : _WIDE + 512].view(np.uint8)  # [2 groups][32 neurons][32]
-    values = weights.values
-    for tile in range(first_row // ROWS, tiles):
-        _start(columns, out, sums)
+    for row in range(first, last, ROWS):
+        tile, target = row // ROWS, at + (row - first) * stride
+        sums[:] = 0
         for pair in range(groups // 2):
-            if tile == first_row // ROWS:
+            if row == 0:
                 for line in range(BLOCK // 2):
                     prefetch(values, (neuron + BLOCK) * half + (pair * (BLOCK // 2) + line) * _CACHE_LINE)
             for n in range(BLOCK):
                 widen_int4(values, (neuron + n) * half + pair * INT4_GROUP, wide, n * INT4_GROUP, BLOCK * INT4_GROUP)
             for which in range(2):
                 g = 2 * pair + which
-                at, upper = (tile * words + g * (INT4_GROUP // _WORD)) * columns, which * BLOCK * INT4_GROUP
+                place, upper = (tile * words + g * (INT4_GROUP // _WORD)) * columns, which * BLOCK * INT4_GROUP
                 lower = upper + NEURONS * INT4_GROUP
-                _multiply_group(inputs, at, columns, wide, upper, lower, INT4_GROUP, counts)
+                _multiply_group(inputs, place, columns, wide, upper, lower, INT4_GROUP, counts)
                 inputs_at = (tile * groups + g) * ROWS
-                _add_group(inputs, inputs_at, columns, weights, groups, g, neuron, counts, out, sums)
+                _add_group(inputs, inputs_at, weights, groups, g, neuron, counts, sums)
                 for side in range(2):
                     minima_at = ((neuron // NEURONS + side) * groups + g) * NEURONS
-                    if columns == 1:
-                        add_minima_column(out, side * NEURONS, weights.minima, minima_at, inputs.sums[inputs_at])
-                    else:
-                        add_minima(sums, side * 256, weights.minima, minima_at, inputs.sums, inputs_at)
-        _finish(columns, tile, num_rows, out, scratch)
+                    add_minima(sums, side * 256, weights.minima, minima_at, inputs.sums, inputs_at)
+        _finish(last - row, out, target, stride, scratch)
 
 
 @njit(**OPTIONS)
@@ -298,36 +298,36 @@ def _integer_dot(a, a_at, b, b_at, size):  # type: ignore[no-untyped-def]
     return np.float32(total)
 
 
-def _plain_int8_product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
+def _plain_int8_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     groups = size // INT8_GROUP
     for n in range(BLOCK):
         place = (neuron + n) // NEURONS * groups * NEURONS + (neuron + n) % NEURONS
-        row = (neuron + n) * size
-        for r in range(first_row, num_rows):
+        line = (neuron + n) * size
+        for r in range(first, last):
             total = np.float32(0)
             for g in range(groups):
-                at = g * INT8_GROUP
-                count = _integer_dot(inputs.values, r * size + at, weights.values, row + at, INT8_GROUP)
+                begin = g * INT8_GROUP
+                count = _integer_dot(inputs.values, r * size + begin, weights.values, line + begin, INT8_GROUP)
                 total += count * (from_bfloat16(weights.scales[place + g * NEURONS]) * inputs.scales[r * groups + g])
-            out[r * BLOCK + n] = total
+            out[at + (r - first) * stride + n] = total
 
 
-def _plain_int4_product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
+def _plain_int4_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     groups = size // INT4_GROUP
     wide = scratch[_WIDE : _WIDE + 512].view(np.uint8)
     for n in range(BLOCK):
         place = (neuron + n) // NEURONS * groups * NEURONS + (neuron + n) % NEURONS
         for pair in range(groups // 2):
-            at = (neuron + n) * (size // 2) + pair * INT4_GROUP
-            widen_int4(weights.values, at, wide, pair * 2 * INT4_GROUP, INT4_GROUP)
-        for r in range(first_row, num_rows):
+            packed = (neuron + n) * (size // 2) + pair * INT4_GROUP
+            widen_int4(weights.values, packed, wide, pair * 2 * INT4_GROUP, INT4_GROUP)
+        for r in range(first, last):
             total = np.float32(0)
             for g in range(groups):
                 count = _integer_dot(inputs.values, r * size + g * INT4_GROUP, wide, g * INT4_GROUP, INT4_GROUP)
-                at = r * groups + g
-                total += count * (from_bfloat16(weights.scales[place + g * NEURONS]) * inputs.scales[at])
-                total += from_bfloat16(weights.minima[place + g * NEURONS]) * inputs.sums[at]
-            out[r * BLOCK + n] = total
+                group = r * groups + g
+                total += count * (from_bfloat16(weights.scales[place + g * NEURONS]) * inputs.scales[group])
+                total += from_bfloat16(weights.minima[place + g * NEURONS]) * inputs.sums[group]
+            out[at + (r - first) * stride + n] = total
 
 
 @overload(keep_hidden)
@@ -338,13 +338,12 @@ def _keep_hidden(h, row, intermediate, first, values):  # type: ignore[no-untype
 
 
 def _keep_integers(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
-    place = row * intermediate + first
     whole = np.empty(INT8_GROUP, np.int16)
     for at in range(0, values.size, INT8_GROUP):
         scale = _scale_of(values, at, INT8_GROUP)
         _to_integers(values, at, INT8_GROUP, scale, whole, 0)
-        _split(whole, INT8_GROUP, h.high, h.low, place + at)
-        h.scales[(place + at) // INT8_GROUP] = scale
+        _split(whole, INT8_GROUP, h.high, h.low, hidden_place(row, first + at, intermediate, INT8_GROUP))
+        h.scales[(row * intermediate + first + at) // INT8_GROUP] = scale
 
 
 def _keep_plain_integers(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
@@ -355,14 +354,19 @@ def _keep_plain_integers(h, row, intermediate, first, values):  # type: ignore[n
         h.scales[(place + at) // INT8_GROUP] = scale
 
 
+@overload(column_unit)
+def _column_unit(down):  # type: ignore[no-untyped-def]
+    return (lambda down: INT8_GROUP) if is_kind(down, Int8Down) else None
+
+
 @overload(multiply_down)
-def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     if is_kind(h, IntegerHidden):
         return _int8_down
     return _plain_int8_down if is_kind(h, PlainIntegerHidden) else None
 
 
-def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     height, groups, values = min(rows, ROWS), intermediate // INT8_GROUP, down.values
     counts = panel[1024:3072].view(np.int32)  # [row][pair of 16 columns][high, low][32]
     for r in range(rows):
@@ -377,9 +381,9 @@ def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel):
                 prefetch(values, at + (INT8_GROUP + 3) * hidden)
                 interleave4(panel, quad * ROWS, 256, values, at, hidden)
             for row in range(0, rows, height):
-                at = row * intermediate + g * INT8_GROUP
-                load(4, h.high, at, intermediate)
-                load(5, h.low, at, intermediate)
+                at = row * intermediate + g * INT8_GROUP * ROWS
+                load(4, h.high, at, ROW_BYTES)
+                load(5, h.low, at, ROW_BYTES)
                 for pair in range(2):
                     clear(0)
                     clear(1)
@@ -414,9 +418,10 @@ def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel):
                                 scales_at,
                                 factor,
                             )
+    add_in_order(totals, rows, hidden, first, last, down, out)
 
 
-def _plain_int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _plain_int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     counts, groups = panel[: last - first].view(np.int32), intermediate // INT8_GROUP
     for r in range(rows):
         total = totals[r * hidden + first : r * hidden + last]
@@ -432,14 +437,15 @@ def _plain_int8_down(h, rows, intermediate, down, hidden, first, last, totals, p
             scales = down.scales[g * hidden + first : g * hidden + last]
             for c in range(counts.size):
                 total[c] += np.float32(counts[c]) * (from_bfloat16(scales[c]) * h.scales[r * groups + g])
+    add_in_order(totals, rows, hidden, first, last, down, out)
 
 
 @overload(skip_down)
-def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     if not (is_kind(h, IntegerHidden) or is_kind(h, PlainIntegerHidden)):
         return None
 
-    def skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+    def skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
         groups, whole = intermediate // INT8_GROUP, factors[: INT8_GROUP + 1].view(np.int32)
         counts = np.empty(last - first, np.int32)
         for r in range(rows):
@@ -447,7 +453,7 @@ def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places,
             for g in range(groups):
                 count = 0
                 for j in range(g * INT8_GROUP, (g + 1) * INT8_GROUP):
-                    value = hidden_integer(h, r * intermediate + j)
+                    value = hidden_integer(h, r, j, intermediate)
                     places[count], whole[count] = j, value
                     count += value != 0
                 if count > 0:
@@ -456,17 +462,23 @@ def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places,
                     for c in range(0, last - first, NEURONS):
                         scales_at = g * hidden + first + c
                         add_integers(totals, r * hidden + first + c, counts, c, down.scales, scales_at, factor)
+        add_in_order(totals, rows, hidden, first, last, down, out)
 
     return skip
 
 
-def hidden_integer(h, at):  # type: ignore[no-untyped-def]
-    """The integer at a place of h (for use in kernels only)."""
+def hidden_integer(h, row, j, intermediate):  # type: ignore[no-untyped-def]
+    """The integer of neuron j in a row of h (for use in kernels only)."""
     raise NotImplementedError
 
 
 @overload(hidden_integer)
-def _hidden_integer(h, at):  # type: ignore[no-untyped-def]
+def _hidden_integer(h, row, j, intermediate):  # type: ignore[no-untyped-def]
     if is_kind(h, IntegerHidden):
-        return lambda h, at: np.int32(np.int32(h.high[at]) * np.int32(1 << LOW_BITS) + np.int32(h.low[at]))
-    return lambda h, at: np.int32(h.values[at])
+        return _joined_integer
+    return lambda h, row, j, intermediate: np.int32(h.values[row * intermediate + j])
+
+
+def _joined_integer(h, row, j, intermediate):  # type: ignore[no-untyped-def]
+    at = hidden_place(row, j, intermediate, INT8_GROUP)
+    return np.int32(np.int32(h.high[at]) * np.int32(1 << LOW_BITS) + np.int32(h.low[at]))

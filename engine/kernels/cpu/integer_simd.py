@@ -4,6 +4,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.kernels.cpu.simd import LANES, element_pointer, load_as, load_vector, multiply_add, splat, store_as
@@ -115,27 +116,6 @@ def add_integers(
 
 
 @intrinsic
-def add_pairs(
-    typingctx: Any, sums: Any, at: Any, pairs: Any, pairs_at: Any, scales: Any, scales_at: Any, row: Any
-) -> Any:
-    """`add_column` where the integers lie in pairs: high of n at pairs[pairs_at + 2 n], low behind it."""
-    place = types.intp
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums, pairs, scales = (
-            element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
-        )
-        first, second = load_as(builder, pairs, _INTS), load_as(builder, _step(builder, pairs, LANES), _INTS)
-        high, low = (
-            builder.shuffle_vector(first, second, ir.Constant(_INTS, list(range(odd, 2 * LANES, 2)))) for odd in (0, 1)
-        )
-        _add_scaled(builder, sums, _whole(builder, high, low), scales, args[6])
-        return context.get_dummy_value()
-
-    return types.void(sums, place, pairs, place, scales, place, types.float32), codegen
-
-
-@intrinsic
 def add_minima(typingctx: Any, sums: Any, at: Any, minima: Any, minima_at: Any, rows: Any, rows_at: Any) -> Any:
     """sums[at + 16 n + r] += minima[n] * rows[r] for n and r < 16. minima: bfloat16 bits; rows: float32."""
     place = types.intp
@@ -155,24 +135,6 @@ def add_minima(typingctx: Any, sums: Any, at: Any, minima: Any, minima_at: Any, 
 
 
 @intrinsic
-def add_minima_column(typingctx: Any, sums: Any, at: Any, minima: Any, minima_at: Any, row: Any) -> Any:
-    """sums[at + n] += minima[n] * row for n < 16: `add_minima` for one token row."""
-    place = types.intp
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        sums, minima = (
-            element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 4, 2)
-        )
-        minimum = load_vector(builder, minima, types.uint16)
-        store_as(
-            builder, multiply_add(builder, minimum, splat(builder, args[4]), load_as(builder, sums, _FLOATS)), sums
-        )
-        return context.get_dummy_value()
-
-    return types.void(sums, place, minima, place, types.float32), codegen
-
-
-@intrinsic
 def widen_int4(typingctx: Any, values: Any, at: Any, out: Any, out_at: Any, distance: Any) -> Any:
     """Lower halves of 32 bytes to 32 bytes of `out`, upper halves to 32 that begin `distance` further on."""
     lanes = 32
@@ -189,3 +151,222 @@ def widen_int4(typingctx: Any, values: Any, at: Any, out: Any, out_at: Any, dist
         return context.get_dummy_value()
 
     return types.void(values, place, out, place, place), codegen
+
+
+# One token row. AMX would leave most of its columns empty; VNNI, which comes with it, multiplies 64 values of a neuron
+# in one instruction, unsigned by signed bytes, and gives the same integers.
+
+_LINE = ir.VectorType(_BYTE, 4 * LANES)
+_OFFSET = 128  # what makes int8 unsigned
+
+
+def _bytes(value: int) -> Any:
+    return ir.Constant(_LINE, [value] * 4 * LANES)
+
+
+def _multiply_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any:
+    """total[i] += sum of unsigned[4 i + k] * signed[4 i + k], k < 4."""
+    kind = ir.FunctionType(_INTS, [_INTS] * 3)
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx512.vpdpbusd.512")
+    return builder.call(function, [total, builder.bitcast(unsigned, _INTS), builder.bitcast(signed, _INTS)])
+
+
+def _shuffle(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
+    return builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
+
+
+def _add_neighbours(builder: Any, parts: list[Any], size: int) -> list[Any]:
+    """Add elements `size` lanes apart within each four; two vectors become one that has both results side by side."""
+    first, second = ([lane + k for lane in range(0, LANES, 4) for k in places] for places in _PAIRS[size])
+    return [
+        builder.add(_shuffle(builder, a, b, first), _shuffle(builder, a, b, second))
+        for a, b in zip(parts[::2], parts[1::2], strict=True)
+    ]
+
+
+# Of vectors a and b: elements 0 and 1 of both in turn, then 2 and 3; and as pairs.
+_PAIRS = {
+    2: ((0, LANES, 1, LANES + 1), (2, LANES + 2, 3, LANES + 3)),
+    1: ((0, 1, LANES, LANES + 1), (2, 3, LANES + 2, LANES + 3)),
+}
+
+
+def _fours(builder: Any, a: Any, b: Any, places: tuple[int, ...]) -> Any:
+    """Fours of lanes: those of a are 0 to 3, those of b 4 to 7."""
+    return _shuffle(builder, a, b, [4 * four + k for four in places for k in range(4)])
+
+
+def _sums_by_four(builder: Any, parts: list[Any]) -> list[Any]:
+    """16 vectors to 4: each four of lanes has the sums of that four of lanes of four of the vectors."""
+    return _add_neighbours(builder, _add_neighbours(builder, parts, 2), 1)
+
+
+def _total_of_16(builder: Any, parts: list[Any]) -> Any:
+    """The sums of 16 vectors, as one."""
+    halves = _sums_by_four(builder, parts)
+    while len(halves) > 1:
+        kept, moved = ((0, 1, 4, 5), (2, 3, 6, 7)) if len(halves) == 4 else ((0, 2, 4, 6), (1, 3, 5, 7))
+        halves = [
+            builder.add(_fours(builder, a, b, kept), _fours(builder, a, b, moved))
+            for a, b in zip(halves[::2], halves[1::2], strict=True)
+        ]
+    return halves[0]
+
+
+def _totals_of_halves(builder: Any, parts: list[Any]) -> list[Any]:
+    """The sums of the lower halves of 16 vectors, and of the upper ones."""
+    a, b, c, d = _sums_by_four(builder, parts)
+    totals = []
+    for pair in ((0, 1, 4, 5), (2, 3, 6, 7)):
+        left, right = _fours(builder, a, b, pair), _fours(builder, c, d, pair)
+        totals.append(
+            builder.add(_fours(builder, left, right, (0, 2, 4, 6)), _fours(builder, left, right, (1, 3, 5, 7)))
+        )
+    return totals
+
+
+def _neuron_sums(builder: Any, high: Any, low: Any, start: Any, weights: list[Any]) -> list[Any]:
+    """128 high + low, added up by lane, of each neuron's 64 unsigned weights."""
+    shift = ir.Constant(_INTS, [LOW_BITS] * LANES)
+    return [
+        _multiply_bytes(builder, builder.shl(_multiply_bytes(builder, start, line, high), shift), line, low)
+        for line in weights
+    ]
+
+
+def _prefetch(builder: Any, pointer: Any) -> None:
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [pointer, *(ir.Constant(_INT, flag) for flag in (0, 2, 1))])
+
+
+@intrinsic
+def dot_int8(
+    typingctx: Any,
+    out: Any,
+    at: Any,
+    high: Any,
+    low: Any,
+    row_scales: Any,
+    scales_stride: Any,
+    values: Any,
+    values_at: Any,
+    size: Any,
+    scales: Any,
+    scales_at: Any,
+) -> Any:
+    """out[at + n] = sum over groups g of (128 high + low) . values of neuron n in g * (scales[g, n] * row_scales[g]).
+
+    For 16 neurons. high, low: int8 words [size / 4] of one token row. row_scales: float32, those of groups
+    `scales_stride` apart. values: int8, from `values_at` on [16, size]. scales: bfloat16 bits [groups, 16].
+    """
+    place = types.intp
+    signature = types.void(out, place, high, low, row_scales, place, values, place, place, scales, place)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        first = ir.Constant(_LONG, 0)
+        target = element_pointer(context, builder, kinds[0], args[0], args[1])
+        rows = [
+            builder.bitcast(element_pointer(context, builder, kinds[i], args[i], first), _BYTE.as_pointer())
+            for i in (2, 3)
+        ]
+        row_scales = element_pointer(context, builder, kinds[4], args[4], first)
+        values = element_pointer(context, builder, kinds[6], args[6], args[7])
+        scales = element_pointer(context, builder, kinds[9], args[9], args[10])
+        size = args[8]
+        total = cgutils.alloca_once(builder, _FLOATS)
+        builder.store(ir.Constant(_FLOATS, [0.0] * LANES), total)
+        group = ir.Constant(_LONG, 4 * LANES)
+        with cgutils.for_range(builder, builder.udiv(size, group)) as loop:
+            begin = builder.mul(loop.index, group)
+            high, low = (load_as(builder, builder.gep(row, [begin]), _LINE, align=1) for row in rows)
+            # Weights are moved up by 128; what that adds is taken away first, that of the low part in units of 128.
+            zero = ir.Constant(_INTS, [0] * LANES)
+            start = builder.sub(zero, _multiply_bytes(builder, zero, _bytes(_OFFSET), high))
+            start = builder.sub(start, _multiply_bytes(builder, zero, _bytes(1), low))
+            lines = []
+            for n in range(LANES):
+                line = builder.gep(values, [builder.add(begin, builder.mul(size, ir.Constant(_LONG, n)))])
+                _prefetch(builder, builder.gep(line, [builder.mul(size, ir.Constant(_LONG, 2 * LANES))]))
+                lines.append(builder.xor(load_as(builder, line, _LINE, align=1), _bytes(_OFFSET)))
+            whole = builder.sitofp(_total_of_16(builder, _neuron_sums(builder, high, low, start, lines)), _FLOATS)
+            row = builder.load(builder.gep(row_scales, [builder.mul(loop.index, args[5])]))
+            neurons = builder.gep(scales, [builder.mul(loop.index, ir.Constant(_LONG, LANES))])
+            factor = builder.fmul(load_vector(builder, neurons, types.uint16), splat(builder, row))
+            builder.store(multiply_add(builder, whole, factor, builder.load(total)), total)
+        store_as(builder, builder.load(total), target)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+@intrinsic
+def dot_int4(
+    typingctx: Any,
+    out: Any,
+    at: Any,
+    high: Any,
+    low: Any,
+    row_scales: Any,
+    row_sums: Any,
+    scales_stride: Any,
+    values: Any,
+    values_at: Any,
+    size: Any,
+    scales: Any,
+    minima: Any,
+    scales_at: Any,
+) -> Any:
+    """`dot_int8` of 4-bit values, two of a byte 32 apart, plus minima[g, n] * row_sums[g]; groups have 32 values."""
+    place = types.intp
+    signature = types.void(
+        out, place, high, low, row_scales, row_sums, place, values, place, place, scales, minima, place
+    )
+    half = ir.VectorType(_BYTE, 2 * LANES)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        first = ir.Constant(_LONG, 0)
+        target = element_pointer(context, builder, kinds[0], args[0], args[1])
+        rows = [
+            builder.bitcast(element_pointer(context, builder, kinds[i], args[i], first), _BYTE.as_pointer())
+            for i in (2, 3)
+        ]
+        row_scales, row_sums = (element_pointer(context, builder, kinds[i], args[i], first) for i in (4, 5))
+        values = element_pointer(context, builder, kinds[7], args[7], args[8])
+        scales, minima = (element_pointer(context, builder, kinds[i], args[i], args[12]) for i in (10, 11))
+        packed = builder.udiv(args[9], ir.Constant(_LONG, 2))  # bytes of a neuron
+        total = cgutils.alloca_once(builder, _FLOATS)
+        builder.store(ir.Constant(_FLOATS, [0.0] * LANES), total)
+        low_bits, high_bits = (ir.Constant(half, [bits] * 2 * LANES) for bits in (15, 4))
+        with cgutils.for_range(builder, builder.udiv(args[9], ir.Constant(_LONG, 4 * LANES))) as loop:
+            begin = builder.mul(loop.index, ir.Constant(_LONG, 4 * LANES))
+            high, low = (load_as(builder, builder.gep(row, [begin]), _LINE, align=1) for row in rows)
+            lines = []
+            for n in range(LANES):
+                at = builder.add(builder.udiv(begin, ir.Constant(_LONG, 2)), builder.mul(packed, ir.Constant(_LONG, n)))
+                line = builder.gep(values, [at])
+                if n % 2 == 0:
+                    _prefetch(builder, builder.gep(line, [builder.mul(packed, ir.Constant(_LONG, 2 * LANES))]))
+                pairs = load_as(builder, line, half, align=1)
+                parts = builder.and_(pairs, low_bits), builder.lshr(pairs, high_bits)
+                order = ir.Constant(ir.VectorType(_INT, 4 * LANES), list(range(4 * LANES)))
+                lines.append(builder.shuffle_vector(*parts, order))
+            zero = ir.Constant(_INTS, [0] * LANES)
+            sums = _totals_of_halves(builder, _neuron_sums(builder, high, low, zero, lines))
+            for which, integers in enumerate(sums):
+                group = builder.add(builder.mul(loop.index, ir.Constant(_LONG, 2)), ir.Constant(_LONG, which))
+                place = builder.mul(group, args[6])
+                neurons = builder.mul(group, ir.Constant(_LONG, LANES))
+                row, row_sum = (builder.load(builder.gep(part, [place])) for part in (row_scales, row_sums))
+                scale, minimum = (
+                    load_vector(builder, builder.gep(part, [neurons]), types.uint16) for part in (scales, minima)
+                )
+                factor = builder.fmul(scale, splat(builder, row))
+                result = multiply_add(builder, builder.sitofp(integers, _FLOATS), factor, builder.load(total))
+                builder.store(multiply_add(builder, minimum, splat(builder, row_sum), result), total)
+        store_as(builder, builder.load(total), target)
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -15,17 +15,19 @@ from numpy.typing import NDArray
 import engine.kernels.cpu.integer  # noqa: F401  (registers kernels for quantised weights)
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
-from engine.kernels.cpu.compact import compacted, copy_neurons
-from engine.kernels.cpu.down import keep_hidden, multiply_down, skip_down
+from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention
+from engine.kernels.cpu.compact import compacted, copy_neurons, fetch_neurons
+from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, skip_down
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.product import BLOCK, is_kind, pack_row, product
+from engine.kernels.cpu.product import BLOCK, is_kind, pack_row, pack_tile, product
 from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight
-from engine.kernels.cpu.rows import place_of
+from engine.kernels.cpu.rows import add_chunk, multiply_chunk
 from engine.kernels.cpu.simd import dot
-from engine.kernels.cpu.tiles import configure, release
+from engine.kernels.cpu.tiles import ROWS, configure, release
 
 PARTS = 16  # of the neurons, which threads take one after another
 TILES = 2048  # floats of a thread's memory for stored tiles
+CHUNK = 32  # token rows that are multiplied together, so that all of their values stay in the first caches
 FEW_ROWS = 8  # up to which the calling thread prepares rows alone: waking others would take longer
 
 Array = NDArray[Any]
@@ -77,8 +79,8 @@ class Scratch(NamedTuple):
     intermediate: int
     totals: Array  # float32 [rows16 * hidden]
     zeros: Array  # int64 [PARTS or threads, rows]
-    thread: Array  # float32 [threads, TILES + rows * (BLOCK + widest part of neurons)]
-    words: Array  # uint32 [threads, 8192]
+    thread: Array  # float32 [threads, TILES + rows of a chunk * (BLOCK + widest part of neurons)]
+    words: Array  # uint32 [threads, PANEL * PANEL_COLUMNS / 2 or the widest part of neurons]
     places: Array  # int64 [threads, widest part + 66]
     copies: Array  # uint8 [threads, 4 * BLOCK * hidden]
 
@@ -131,8 +133,17 @@ def _prepare_row(r, rows, x, weight, eps, inputs, linear, scratch):  # type: ign
 
 @njit(parallel=True, **OPTIONS)
 def _prepare_many(x, weight, eps, inputs, linear):  # type: ignore[no-untyped-def]
-    for r in prange(x.shape[0]):
-        _prepare_row(r, x.shape[0], x, weight, eps, inputs, linear, np.empty(x.shape[1], np.float32))
+    rows = x.shape[0]
+    for tile in prange((rows + ROWS - 1) // ROWS):
+        first = tile * ROWS
+        block = x[first : min(first + ROWS, rows)]
+        if weight.size:
+            normalised = np.empty(block.shape, np.float32)
+            for r in range(block.shape[0]):
+                _normalise(block[r], weight, eps, normalised[r])
+            pack_tile(first, normalised, rows, inputs, linear)
+        else:
+            pack_tile(first, block, rows, inputs, linear)
 
 
 @njit(**OPTIONS)
@@ -181,37 +192,58 @@ def multiply(inputs, size, config, linear, bias, out, threads, scratch, add):  #
     for thread in prange(threads):
         if config is not None:
             configure(config)
-        block, tile = scratch[thread, TILES : TILES + rows * BLOCK], scratch[thread]
+        memory = scratch[thread]
+        in_place = out.reshape(-1)
         for b in range(blocks * thread // threads, blocks * (thread + 1) // threads):
-            first = _first_neuron(b, width)
-            product(inputs, 0, rows, size, linear, first, block, tile)
-            for r in range(rows):
-                line = block[r * BLOCK : (r + 1) * BLOCK]
-                target = out[r, first : first + BLOCK]
-                if bias.size:
-                    for n in range(BLOCK):
-                        line[n] += bias[first + n]
-                if add:
-                    for n in range(BLOCK):
-                        target[n] += line[n]
-                else:
-                    for n in range(BLOCK):
-                        target[n] = line[n]
+            neuron = _first_neuron(b, width)
+            for first in range(0, rows, CHUNK):
+                last = min(first + CHUNK, rows)
+                target = first * width + neuron
+                if bias.size == 0 and not add:
+                    product(inputs, rows, first, last, size, linear, neuron, in_place, target, width, memory)
+                    continue
+                product(inputs, rows, first, last, size, linear, neuron, memory, TILES, BLOCK, memory)
+                for r in range(last - first):
+                    at, place = TILES + r * BLOCK, target + r * width
+                    if bias.size:
+                        add_chunk(memory, at, bias, neuron)
+                    if add:
+                        add_chunk(in_place, place, memory, at)
+                    else:
+                        in_place[place : place + BLOCK] = memory[at : at + BLOCK]
         if config is not None:
             release()
 
 
 @njit(**OPTIONS)
-def _list_active(values, width, rows, first, places):  # type: ignore[no-untyped-def]
-    """Neurons `first + j` with values[r * width + j] != 0 in any row, into `places`; returns how many."""
-    size = 0
-    for j in range(width):
+def _activate(values, at, width, size, top, bottom, first, rows, layer, identity, words, zeros):  # type: ignore[no-untyped-def]
+    """Activate values[at + (r - top) * width + j], j < size, of neurons first + j; adds to the zeros of each row."""
+    for r in range(top, bottom):
+        place = at + (r - top) * width
+        zeros[r] += activate(
+            values[place : place + size],
+            first,
+            rows.thresholds[r],
+            rows.keys[r, 0],
+            rows.keys[r, 1],
+            rows.positions[r],
+            rows.is_silu[r],
+            layer,
+            identity,
+            words,
+        )
+
+
+@njit(**OPTIONS)
+def _list_active(values, at, width, rows, first, places, begin):  # type: ignore[no-untyped-def]
+    """Those of 32 neurons with values[at + r * width + j] != 0 in any row, to places[begin:]; returns the end."""
+    for j in range(BLOCK):
         used = False
         for r in range(rows):
-            used |= values[r * width + j] != 0
-        places[size] = first + j
-        size += used
-    return size
+            used |= values[at + r * width + j] != 0
+        places[begin] = first + j
+        begin += used
+    return begin
 
 
 @njit(parallel=True, **OPTIONS)
@@ -244,48 +276,55 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
         if config is not None:
             configure(config)
         buffer, words, places = memory[thread], all_words[thread], all_places[thread]
-        block, values = buffer[TILES : TILES + rows * BLOCK], buffer[TILES + rows * BLOCK :]
         copy = compacted(up, hidden, all_copies[thread])
         for part in range(parts * thread // threads, parts * (thread + 1) // threads):
             begin = part_begin(blocks, step, part, parts) * BLOCK
             end = part_begin(blocks, step, part + 1, parts) * BLOCK
             width = end - begin
-            for first in range(begin, end, BLOCK):
-                product(inputs, 0, rows, hidden, gate, first, block, buffer)
-                for r in range(rows):
-                    line = block[r * BLOCK : (r + 1) * BLOCK]
-                    zeros[part, r] += activate(
-                        line,
-                        first,
-                        step_rows.thresholds[r],
-                        step_rows.keys[r, 0],
-                        step_rows.keys[r, 1],
-                        step_rows.positions[r],
-                        step_rows.is_silu[r],
-                        layer,
-                        identity,
-                        words,
+            for top in range(0, rows, CHUNK):
+                bottom = min(top + CHUNK, rows)
+                block = TILES + (bottom - top) * width
+                values = buffer[TILES:block]
+                count = 0
+                for neuron in range(begin, end, BLOCK):
+                    at = TILES + neuron - begin
+                    product(inputs, rows, top, bottom, hidden, gate, neuron, buffer, at, width, buffer)
+                    if skip:  # rows of `up` are on their way while other neurons' gates are computed
+                        _activate(
+                            buffer,
+                            at,
+                            width,
+                            BLOCK,
+                            top,
+                            bottom,
+                            neuron,
+                            step_rows,
+                            layer,
+                            identity,
+                            words,
+                            zeros[part],
+                        )
+                        listed = _list_active(buffer, at, width, bottom - top, neuron, places, count)
+                        fetch_neurons(up, hidden, places, count, listed)
+                        count = listed
+                if skip:
+                    for i in range(0, count, BLOCK):
+                        listed = min(BLOCK, count - i)
+                        copy_neurons(up, hidden, places, i, listed, copy)
+                        product(inputs, rows, top, bottom, hidden, copy, 0, buffer, block, BLOCK, buffer)
+                        for r in range(bottom - top):
+                            for n in range(listed):
+                                values[r * width + places[i + n] - begin] *= buffer[block + r * BLOCK + n]
+                else:
+                    _activate(
+                        buffer, TILES, width, width, top, bottom, begin, step_rows, layer, identity, words, zeros[part]
                     )
-                    at = r * width + first - begin
-                    values[at : at + BLOCK] = line
-            if skip:
-                count = _list_active(values, width, rows, begin, places)
-                for i in range(0, count, BLOCK):
-                    listed = min(BLOCK, count - i)
-                    copy_neurons(up, hidden, places, i, listed, copy)
-                    product(inputs, 0, rows, hidden, copy, 0, block, buffer)
-                    for r in range(rows):
-                        for n in range(listed):
-                            values[r * width + places[i + n] - begin] *= block[r * BLOCK + n]
-            else:
-                for first in range(begin, end, BLOCK):
-                    product(inputs, 0, rows, hidden, up, first, block, buffer)
-                    for r in range(rows):
-                        line = values[r * width + first - begin : r * width + first - begin + BLOCK]
-                        for n in range(BLOCK):
-                            line[n] *= block[r * BLOCK + n]
-            for r in range(rows):
-                keep_hidden(h, r, intermediate, begin, values[r * width : (r + 1) * width])
+                    for neuron in range(begin, end, BLOCK):
+                        product(inputs, rows, top, bottom, hidden, up, neuron, buffer, block, BLOCK, buffer)
+                        for r in range(bottom - top):
+                            multiply_chunk(buffer, TILES + r * width + neuron - begin, buffer, block + r * BLOCK)
+                for r in range(top, bottom):
+                    keep_hidden(h, r, intermediate, begin, values[(r - top) * width : (r - top + 1) * width])
         if config is not None:
             release()
 
@@ -306,23 +345,20 @@ def multiply_hidden(x, config, skip, down, threads, scratch, h, totals):  # type
     """
     rows, hidden = x.shape
     intermediate = scratch.intermediate
-    unit = 2 * BLOCK if hidden % (2 * BLOCK) == 0 else BLOCK
+    unit = column_unit(down)
     units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
+    out = x.reshape(-1)
     for thread in prange(threads):
         first, last = units * thread // threads * unit, units * (thread + 1) // threads * unit
         if first < last:
             if skip:
-                skip_down(h, rows, intermediate, down, hidden, first, last, totals, places[thread], memory[thread])
+                skip_down(h, rows, intermediate, down, hidden, first, last, totals, places[thread], memory[thread], out)
             else:
                 if config is not None:
                     configure(config)
-                multiply_down(h, rows, intermediate, down, hidden, first, last, totals, words[thread])
+                multiply_down(h, rows, intermediate, down, hidden, first, last, totals, words[thread], out)
                 if config is not None:
                     release()
-            in_order = config is not None and not skip
-            for r in range(rows):
-                for k in range(first, last):
-                    x[r, k] += totals[r * hidden + (k if in_order else place_of(k, down))]
 
 
 @njit(**OPTIONS)
@@ -363,6 +399,7 @@ def run_layers(  # type: ignore[no-untyped-def]
     inputs_o,
     config,
     down_config,
+    attention_config,
     threads,
     scratch,
     zeros,
@@ -382,12 +419,15 @@ def run_layers(  # type: ignore[no-untyped-def]
         inputs_o: Likewise for the attention's output.
         config: Tile shapes of products, None without AMX.
         down_config: Of `multiply_down`.
+        attention_config: Of `tile_attention`, whose layout the cache then has, or None.
         threads: How many there are.
         scratch: `Scratch`.
         zeros: Out, int64 [layers, rows], zeros of each row's activations.
     """
     rows, hidden = x.shape
     none = np.empty(0, np.float32)
+    pieces = np.empty(rows + 1, np.int64)
+    num_pieces = list_pieces(step.sequence, step.positions, scratch.queries.shape[1] // keys.shape[2], pieces)
     for layer in range(weights.input_norm.shape[0]):
         qkv, o = of_layer(weights.qkv, layer), of_layer(weights.o, layer)
         prepare(x, weights.input_norm[layer], eps, inputs, qkv)
@@ -402,20 +442,36 @@ def run_layers(  # type: ignore[no-untyped-def]
             eps,
             scale,
             step.slots,
+            attention_config is not None,
             scratch.queries,
             keys[layer],
             values[layer],
         )
-        paged_attention(
-            scratch.queries,
-            keys[layer],
-            values[layer],
-            step.tables,
-            step.sequence,
-            step.positions,
-            weights.window[layer],
-            scratch.attended,
-        )
+        if attention_config is not None:
+            tile_attention(
+                scratch.queries,
+                keys[layer],
+                values[layer],
+                step.tables,
+                step.sequence,
+                step.positions,
+                weights.window[layer],
+                pieces,
+                num_pieces,
+                attention_config,
+                scratch.attended,
+            )
+        else:
+            paged_attention(
+                scratch.queries,
+                keys[layer],
+                values[layer],
+                step.tables,
+                step.sequence,
+                step.positions,
+                weights.window[layer],
+                scratch.attended,
+            )
         prepare(scratch.attended, none, eps, inputs_o, o)
         width = scratch.attended.shape[1]
         multiply(inputs_o, width, config, o, weights.o_bias[layer], x, threads, scratch.thread, True)

@@ -16,9 +16,8 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.math import to_bfloat16
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.rows import dots_4x4, dots_8x1, place_of, prefetch, transpose16
+from engine.kernels.cpu.rows import dots_4x4, dots_8x1, narrow_chunk, place_of, prefetch, transpose16
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bfloat16, store, tile_config
 
 BLOCK = 32  # neurons that are multiplied together
@@ -70,9 +69,12 @@ def _pack_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def
 def _pack_tile_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
     columns, half = min(num_rows, ROWS), x.size // 2
     at = row // ROWS * half * columns + row % ROWS
+    values = np.empty(x.size, np.uint16)
+    for k in range(0, x.size, BLOCK):
+        narrow_chunk(values, k, x, k)
+    pairs = values.view(np.uint32)
     for k in range(half):
-        low, high = to_bfloat16(x[2 * k]), to_bfloat16(x[2 * k + 1])
-        inputs.pairs[at + k * columns] = np.uint32(low) | (np.uint32(high) << np.uint32(16))
+        inputs.pairs[at + k * columns] = pairs[k]
 
 
 def _pack_plain_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
@@ -80,81 +82,122 @@ def _pack_plain_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyp
         inputs.values[row * x.size + place_of(k, weights)] = x[k]
 
 
-def product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
-    """out[r * 32 + n] = dot(row r, weights[neuron + n]) for n < 32 and rows r >= first_row (for use in kernels only).
+def pack_tile(first, block, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    """Lay rows `first`, a multiple of 16, to first + len(block) - 1 out (for use in kernels only).
+
+    block: float32 [up to 16, in].
+    """
+    raise NotImplementedError
+
+
+@overload(pack_tile)
+def _pack_tile(first, block, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    return _pack_whole_tile if is_kind(inputs, TileRows) else _pack_row_by_row
+
+
+def _pack_row_by_row(first, block, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    for r in range(block.shape[0]):
+        pack_row(first + r, block[r], num_rows, inputs, weights)
+
+
+def _pack_whole_tile(first, block, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    if block.shape[0] < ROWS:
+        for r in range(block.shape[0]):
+            pack_row(first + r, block[r], num_rows, inputs, weights)
+        return
+    size, values = block.shape[1], np.empty(block.size, np.uint16)
+    for r in range(ROWS):
+        for k in range(0, size, BLOCK):
+            narrow_chunk(values, k * ROWS + r * BLOCK, block[r], k)
+    pairs = values.view(np.uint32)  # [in / 32][16 token rows][16]
+    for at in range(0, pairs.size, ROWS * ROWS):
+        transpose16(pairs, at, inputs.pairs, first * size // 2 + at, ROWS)
+
+
+def product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    """out[at + (r - first) * stride + n] = dot(row r, weights[neuron + n]) for n < 32 and rows first <= r < last.
+
+    For use in kernels only.
 
     Args:
         inputs: Packed rows.
-        first_row: Rows before it may be left out.
-        num_rows: Rows in all.
+        rows: How many are packed.
+        first: A multiple of 16.
+        last: At most `rows`.
         size: `in`, a multiple of 32.
         weights: [out * in], float32 or bfloat16 bits.
         neuron: First of the 32.
-        out: float32 [at least num_rows * 32].
+        out: float32.
+        at, stride: Where the result goes.
         scratch: float32 [1024].
     """
     raise NotImplementedError
 
 
 @overload(product)
-def _product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
+def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     if is_kind(inputs, TileRows):
         return _tile_product
     return _plain_product if is_kind(inputs, PlainRows) else None
 
 
-def _plain_product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
-    fours = first_row + (num_rows - first_row) // 4 * 4
-    base = neuron * size
+def _plain_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    fours, base = first + (last - first) // 4 * 4, neuron * size
     for n in range(0, BLOCK, 4):
-        for row in range(first_row, fours, 4):
-            dots_4x4(out, row * BLOCK + n, BLOCK, inputs.values, row * size, size, weights, base, _CONSECUTIVE, n, size)
+        for row in range(first, fours, 4):
+            place = at + (row - first) * stride + n
+            dots_4x4(out, place, stride, inputs.values, row * size, size, weights, base, _CONSECUTIVE, n, size)
     for n in range(0, BLOCK, 8):
-        for row in range(fours, num_rows):
-            dots_8x1(out, row * BLOCK + n, BLOCK, inputs.values, row * size, size, weights, base, _CONSECUTIVE, n, size)
+        for row in range(fours, last):
+            place = at + (row - first) * stride + n
+            dots_8x1(out, place, stride, inputs.values, row * size, size, weights, base, _CONSECUTIVE, n, size)
 
 
 @njit(**OPTIONS)
-def unpack_tile(scratch, at, out, row, num_rows, column):  # type: ignore[no-untyped-def]
-    """A stored tile [16 neurons, 16 token rows] to the rows of `out` from `row` on."""
-    transpose16(scratch, at)
-    for r in range(min(ROWS, num_rows - row)):
+def unpack_tile(stored, stored_at, count, out, at, stride):  # type: ignore[no-untyped-def]
+    """A stored tile [16 neurons, 16 token rows], of which `count` rows exist, to rows of `out` that begin at `at`."""
+    if count >= ROWS:
+        transpose16(stored, stored_at, out, at, stride)
+        return
+    transpose16(stored, stored_at, stored, stored_at, ROWS)
+    for r in range(count):
         for n in range(ROWS):
-            out[(row + r) * BLOCK + column + n] = scratch[at + r * ROWS + n]
+            out[at + r * stride + n] = stored[stored_at + r * ROWS + n]
 
 
-def _tile_product(inputs, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
-    columns, tiles = min(num_rows, ROWS), (num_rows + ROWS - 1) // ROWS
-    pairs, stride, weight_stride = inputs.pairs, columns * 4, size * 2
-    upper, lower = neuron * size, (neuron + ROWS) * size
-    half = size // 2
-    following_block = upper + BLOCK * size
-    for tile in range(first_row // ROWS, tiles, 2):
-        at = tile * half * columns
+def _tile_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    columns, pairs, half = min(rows, ROWS), inputs.pairs, size // 2
+    width, weight_stride = columns * 4, size * 2
+    upper, lower, next_block = neuron * size, (neuron + ROWS) * size, (neuron + BLOCK) * size
+    for row in range(first, last, 2 * ROWS):
+        place, target = row * half, at + (row - first) * stride
         clear(0)
         clear(1)
-        if tile + 1 == tiles:
+        if row + ROWS >= last:
             for k in range(0, half, 16):
-                if tile == first_row // ROWS:
+                if row == 0:
                     for line in range(BLOCK):
-                        prefetch(weights, following_block + (k * 2 + line) * BLOCK)
-                load(6, pairs, at + k * columns, stride)
+                        prefetch(weights, next_block + (k * 2 + line) * BLOCK)
+                load(6, pairs, place + k * columns, width)
                 load(4, weights, upper + 2 * k, weight_stride)
                 multiply_bfloat16(0, 4, 6)
                 load(5, weights, lower + 2 * k, weight_stride)
                 multiply_bfloat16(1, 5, 6)
             if columns == 1:
-                store(0, out, 0, 4)
-                store(1, out, ROWS, 4)
+                store(0, out, at, 4)
+                store(1, out, at + ROWS, 4)
                 return
         else:
-            following = at + half * columns
+            following = place + half * ROWS
             clear(2)
             clear(3)
             for k in range(0, half, 16):
-                load(6, pairs, at + k * columns, stride)
+                if row == 0:
+                    for line in range(BLOCK):
+                        prefetch(weights, next_block + (k * 2 + line) * BLOCK)
+                load(6, pairs, place + k * ROWS, ROW_BYTES)
                 load(4, weights, upper + 2 * k, weight_stride)
-                load(7, pairs, following + k * columns, stride)
+                load(7, pairs, following + k * ROWS, ROW_BYTES)
                 multiply_bfloat16(0, 4, 6)
                 load(5, weights, lower + 2 * k, weight_stride)
                 multiply_bfloat16(2, 4, 7)
@@ -162,9 +205,9 @@ def _tile_product(inputs, first_row, num_rows, size, weights, neuron, out, scrat
                 multiply_bfloat16(3, 5, 7)
             store(2, scratch, 512, ROW_BYTES)
             store(3, scratch, 768, ROW_BYTES)
-            unpack_tile(scratch, 512, out, (tile + 1) * ROWS, num_rows, 0)
-            unpack_tile(scratch, 768, out, (tile + 1) * ROWS, num_rows, ROWS)
+            unpack_tile(scratch, 512, last - row - ROWS, out, target + ROWS * stride, stride)
+            unpack_tile(scratch, 768, last - row - ROWS, out, target + ROWS * stride + ROWS, stride)
         store(0, scratch, 0, ROW_BYTES)
         store(1, scratch, 256, ROW_BYTES)
-        unpack_tile(scratch, 0, out, tile * ROWS, num_rows, 0)
-        unpack_tile(scratch, 256, out, tile * ROWS, num_rows, ROWS)
+        unpack_tile(scratch, 0, last - row, out, target, stride)
+        unpack_tile(scratch, 256, last - row, out, target + ROWS, stride)

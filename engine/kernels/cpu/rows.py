@@ -14,7 +14,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from engine.kernels.cpu.simd import LANES, element_pointer, horizontal_sum, load_as, multiply_add, splat, store_as
+from engine.kernels.cpu.simd import (
+    LANES,
+    element_pointer,
+    horizontal_sum,
+    load_as,
+    multiply_add,
+    narrowed,
+    splat,
+    store_as,
+)
 
 CHUNK = 2 * LANES  # what a size must be a multiple of
 
@@ -191,27 +200,86 @@ def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
 
 
 @intrinsic
-def transpose16(typingctx: Any, values: Any, at: Any) -> Any:
-    """Transpose the 16 x 16 float32 that begin at values[at], in place."""
+def transpose16(typingctx: Any, source: Any, at: Any, out: Any, out_at: Any, stride: Any) -> Any:
+    """out[out_at + i * stride + j] = source[at + 16 j + i] for i and j < 16; the source is read whole before."""
+    four = LANES // 4
+    quarter = ir.VectorType(_FLOAT, four)
+
+    def join(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(order)), order))
+
+    def in_fours(*places: int) -> list[int]:
+        """The same places in each four of lanes."""
+        return [lane + place for lane in range(0, LANES, four) for place in places]
+
+    # Of two vectors a and b, in each four of lanes: a0 b0 a1 b1, and a2 b2 a3 b3; a0 a1 b0 b1, and a2 a3 b2 b3.
+    alternate = in_fours(0, LANES, 1, LANES + 1), in_fours(2, LANES + 2, 3, LANES + 3)
+    pair_up = in_fours(0, 1, LANES, LANES + 1), in_fours(2, 3, LANES + 2, LANES + 3)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         base = element_pointer(context, builder, signature.args[0], args[0], args[1])
-        pointers = [builder.gep(base, [ir.Constant(_LONG, LANES * i)]) for i in range(LANES)]
-        lines = [load_as(builder, pointer, _VECTOR, 4) for pointer in pointers]
-        width = 1
-        while width < LANES:  # swap the off-diagonal quarters of all blocks of 2 * width
-            low = [e if not e & width else LANES + e - width for e in range(LANES)]
-            high = [e + width if not e & width else LANES + e for e in range(LANES)]
-            for i in (i for i in range(LANES) if not i & width):
-                a, b = lines[i], lines[i + width]
-                lines[i] = builder.shuffle_vector(a, b, ir.Constant(_INTS, low))
-                lines[i + width] = builder.shuffle_vector(a, b, ir.Constant(_INTS, high))
-            width *= 2
-        for line, pointer in zip(lines, pointers, strict=True):
-            store_as(builder, line, pointer)
+
+        def load_four(line: int, column: int) -> Any:
+            return load_as(builder, builder.gep(base, [ir.Constant(_LONG, LANES * line + column)]), quarter)
+
+        columns = []
+        for column in range(0, LANES, four):
+            rows = []  # i: that part of lines i, i + 4, i + 8 and i + 12; loads put them together
+            for line in range(four):
+                a, b, c, d = (load_four(other, column) for other in range(line, LANES, four))
+                lower, upper = (join(builder, *pair, list(range(2 * four))) for pair in ((a, b), (c, d)))
+                rows.append(join(builder, lower, upper, list(range(LANES))))
+            first = [join(builder, rows[0], rows[1], order) for order in alternate]
+            second = [join(builder, rows[2], rows[3], order) for order in alternate]
+            for a, b in zip(first, second, strict=True):
+                columns += [join(builder, a, b, order) for order in pair_up]
+        target = element_pointer(context, builder, signature.args[2], args[2], args[3])
+        for i, column in enumerate(columns):
+            store_as(builder, column, builder.gep(target, [builder.mul(args[4], ir.Constant(_LONG, i))]))
         return context.get_dummy_value()
 
-    return types.void(values, types.intp), codegen
+    return types.void(source, types.intp, out, types.intp, types.intp), codegen
+
+
+def _in_place(operation: str) -> Any:
+    def typing(typingctx: Any, out: Any, at: Any, values: Any, values_at: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            target, source = (
+                element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in (0, 2)
+            )
+            for lane in range(0, CHUNK, LANES):
+                place, other = (builder.gep(pointer, [ir.Constant(_LONG, lane)]) for pointer in (target, source))
+                a, b = (load_as(builder, pointer, _VECTOR) for pointer in (place, other))
+                store_as(builder, getattr(builder, operation)(a, b), place)
+            return context.get_dummy_value()
+
+        return types.void(out, types.intp, values, types.intp), codegen
+
+    return typing
+
+
+add_chunk = intrinsic(_in_place("fadd"))  # out[at + i] += values[values_at + i] for i < 32, all float32
+multiply_chunk = intrinsic(_in_place("fmul"))  # out[at + i] *= ...
+
+
+def _narrow(size: int) -> Any:
+    def typing(typingctx: Any, out: Any, at: Any, values: Any, values_at: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            target, source = (
+                element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in (0, 2)
+            )
+            for lane in range(0, size, LANES):
+                place, other = (builder.gep(pointer, [ir.Constant(_LONG, lane)]) for pointer in (target, source))
+                store_as(builder, narrowed(builder, load_as(builder, other, _VECTOR)), place, 2)
+            return context.get_dummy_value()
+
+        return types.void(out, types.intp, values, types.intp), codegen
+
+    return typing
+
+
+narrow_vector = intrinsic(_narrow(LANES))  # out[at + i] = `math.to_bfloat16` of values[values_at + i] for i < 16
+narrow_chunk = intrinsic(_narrow(CHUNK))  # the same for i < 32
 
 
 @intrinsic

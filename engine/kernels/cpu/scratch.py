@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.layers import PARTS, TILES, Scratch, step_of_parts
+from engine.kernels.cpu import aligned
+from engine.kernels.cpu.down import PANEL, PANEL_COLUMNS
+from engine.kernels.cpu.layers import CHUNK, PARTS, TILES, Scratch, step_of_parts
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.tiles import ROWS
 from engine.models.config import DecoderConfig
@@ -33,7 +35,7 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
     part = widest_part(intermediate, threads)
 
     def floats(*shape: int) -> NDArray[np.float32]:
-        return np.empty(shape, np.float32)
+        return aligned.empty(shape, np.float32)
 
     return Scratch(
         qkv=floats(rows, config.q_size + 2 * config.kv_size),
@@ -43,8 +45,8 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
         intermediate=intermediate,
         totals=floats(padded * hidden),
         zeros=np.empty((max(PARTS, threads), rows), np.int64),
-        thread=floats(threads, TILES + rows * (BLOCK + part)),
-        words=np.empty((threads, 8192), np.uint32),
+        thread=floats(threads, TILES + min(rows, CHUNK) * (BLOCK + part)),
+        words=aligned.empty((threads, max(PANEL * PANEL_COLUMNS // 2, part)), np.uint32),
         places=np.empty((threads, part + 66), np.int64),
-        copies=np.empty((threads, 4 * BLOCK * hidden), np.uint8),
+        copies=aligned.empty((threads, 4 * BLOCK * hidden), np.uint8),
     )

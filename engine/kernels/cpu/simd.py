@@ -11,6 +11,7 @@ batch-mates and threads.
 
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -264,8 +265,8 @@ def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> 
     return signature, codegen
 
 
-def horizontal_sum(builder: Any, vector: Any) -> Any:
-    """Halve until one lane is left: lane i plus lane i + width / 2."""
+def _halve(builder: Any, vector: Any, join: Any) -> Any:
+    """Join lane i with lane i + width / 2 until one lane is left."""
     width = LANES
     while width > 1:
         width //= 2
@@ -273,8 +274,35 @@ def horizontal_sum(builder: Any, vector: Any) -> Any:
         undefined = ir.Constant(vector.type, ir.Undefined)
         low = builder.shuffle_vector(vector, undefined, ir.Constant(lanes, list(range(width))))
         high = builder.shuffle_vector(vector, undefined, ir.Constant(lanes, list(range(width, 2 * width))))
-        vector = builder.fadd(low, high)
+        vector = join(low, high)
     return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
+def horizontal_sum(builder: Any, vector: Any) -> Any:
+    """Sum of a vector's lanes."""
+    return _halve(builder, vector, builder.fadd)
+
+
+def _larger(builder: Any, a: Any, b: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+@intrinsic
+def vector_max(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
+    """Largest of values[at : at + size], `size` a multiple of 16 and at least that; NaN may be overlooked."""
+    signature = types.float32(values, types.intp, types.intp)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        total = cgutils.alloca_once(builder, _VECTOR)
+        builder.store(load_as(builder, pointer, _VECTOR), total)
+        with cgutils.for_range(builder, builder.udiv(args[2], ir.Constant(args[2].type, LANES))) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            part = load_as(builder, builder.gep(pointer, [at]), _VECTOR)
+            builder.store(_larger(builder, part, builder.load(total)), total)
+        return _halve(builder, builder.load(total), lambda a, b: _larger(builder, a, b))
+
+    return signature, codegen
 
 
 @intrinsic
@@ -290,6 +318,76 @@ def vector_sum(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
             at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
             part = load_vector(builder, builder.gep(pointer, [at]), types.float32)
             builder.store(builder.fadd(builder.load(total), part), total)
+        return horizontal_sum(builder, builder.load(total))
+
+    return signature, codegen
+
+
+# The polynomial of `math.exp`, for whole vectors.
+_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
+_EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
+_SMALLEST_EXPONENT = -87.0
+
+
+def _floats(value: float) -> Any:
+    return ir.Constant(_VECTOR, [float(np.float32(value))] * LANES)
+
+
+def exponential(builder: Any, x: Any) -> Any:
+    """e to the power of 16 lanes of at most 88, 0 below -87."""
+    integers = ir.VectorType(ir.IntType(32), LANES)
+    floor = cgutils.get_or_insert_function(
+        builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.floor.v{LANES}f32"
+    )
+    n = builder.call(floor, [multiply_add(builder, x, _floats(_LOG2_E), _floats(0.5))])
+    r = multiply_add(builder, n, _floats(-_LN2_HIGH), x)
+    r = multiply_add(builder, n, _floats(-_LN2_LOW), r)
+    y = _floats(_EXP_TERMS[0])
+    for term in _EXP_TERMS[1:]:
+        y = multiply_add(builder, y, r, _floats(term))
+    y = builder.fadd(multiply_add(builder, y, builder.fmul(r, r), r), _floats(1))
+    exponent = builder.add(builder.fptosi(n, integers), ir.Constant(integers, [127] * LANES))
+    power = builder.bitcast(builder.shl(exponent, ir.Constant(integers, [23] * LANES)), _VECTOR)
+    small = builder.fcmp_ordered("<", x, _floats(_SMALLEST_EXPONENT))
+    return builder.select(small, _floats(0), builder.fmul(y, power))
+
+
+def narrowed(builder: Any, values: Any) -> Any:
+    """16 float32 as bfloat16 bits, rounded as `math.to_bfloat16` does."""
+    integers = ir.VectorType(ir.IntType(32), LANES)
+
+    def each(value: int) -> Any:
+        return ir.Constant(integers, [value] * LANES)
+
+    bits = builder.bitcast(values, integers)
+    upper = builder.lshr(bits, each(16))
+    rounded = builder.add(builder.add(bits, each(0x7FFF)), builder.and_(upper, each(1)))
+    is_nan = builder.icmp_unsigned(">", builder.and_(bits, each(0x7FFFFFFF)), each(0x7F800000))
+    words = builder.select(is_nan, each(0x7FC0), builder.lshr(rounded, each(16)))
+    return builder.trunc(words, ir.VectorType(ir.IntType(16), LANES))
+
+
+@intrinsic
+def exponentials(typingctx: Any, out: Any, out_at: Any, stride: Any, values: Any, at: Any, size: Any, top: Any) -> Any:
+    """bfloat16 of exp(value - top) for values[at : at + size], 16 at out[out_at + i * stride]; returns the float32 sum.
+
+    `size` is a multiple of 16; no value is above `top`; what is far below it gives 0.
+    """
+    place = types.intp
+    signature = types.float32(out, place, place, values, place, place, types.float32)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        source = element_pointer(context, builder, signature.args[3], args[3], args[4])
+        tops = splat(builder, args[6])
+        total = cgutils.alloca_once(builder, _VECTOR)
+        builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+        with cgutils.for_range(builder, builder.udiv(args[5], ir.Constant(args[5].type, LANES))) as loop:
+            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+            part = load_as(builder, builder.gep(source, [at]), _VECTOR)
+            power = exponential(builder, builder.fsub(part, tops))
+            builder.store(builder.fadd(builder.load(total), power), total)
+            store_as(builder, narrowed(builder, power), builder.gep(target, [builder.mul(loop.index, args[2])]), 2)
         return horizontal_sum(builder, builder.load(total))
 
     return signature, codegen

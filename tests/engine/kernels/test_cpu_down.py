@@ -12,31 +12,37 @@ from hypothesis import strategies as st
 from numba import njit
 from torch import Tensor
 
-from engine.kernels.cpu.down import multiply_down, skip_down
+from engine.kernels.cpu.down import PANEL, PANEL_COLUMNS, keep_hidden, multiply_down, skip_down
 from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.tiles import ROWS as TILE_ROWS
 from engine.kernels.cpu.tiles import configure, release
-from tests.engine.kernels.kinds import Kind, every_kind, in_columns, normal
+from tests.engine.kernels.kinds import Kind, every_kind, normal
 
-# [intermediate, hidden]; more and fewer neurons than a panel has, and a multiple of one.
-SHAPES = [(32, 64), (96, 96), (544, 64), (512, 32), (1536, 576)]
+# [intermediate, hidden]; more and fewer neurons and columns than a panel has, and a multiple of one.
+SHAPES = [(32, 64), (96, 96), (544, 64), (512, 32), (1536, 576), (288, 704)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 ROWS = [*range(1, 34), 256]
 MOST = max(ROWS)
 
 
 @njit
-def call_down(config, h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def call_keep(h, rows, intermediate, first, values):  # type: ignore[no-untyped-def]
+    for row in range(rows):
+        keep_hidden(h, row, intermediate, first, values[row])
+
+
+@njit
+def call_down(config, h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     if config is not None:
         configure(config)
-    multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel)
+    multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out)
     if config is not None:
         release()
 
 
 @njit
-def call_skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
-    skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors)
+def call_skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+    skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out)
 
 
 @dataclass(frozen=True)
@@ -44,39 +50,37 @@ class Product:
     """Hidden values of token rows, `down`, and the result of each row computed alone."""
 
     kind: Kind
-    h: Tensor  # [MOST, intermediate], float32, for tiles bfloat16
+    h: Tensor  # float32 [MOST, intermediate], for tiles of values that bfloat16 has
     down: Tensor
     alone: Tensor
 
-    def totals(self, h: Tensor, first: int, last: int, *, skip: bool = False) -> Tensor:
-        """What the kernel leaves in its memory, which held NaN. The rows that only fill a tile are NaN, too."""
+    def add(self, h: Tensor, out: Tensor, first: int, last: int, *, skip: bool = False) -> None:
+        """Add to some columns of `out`. The kernel's memory holds NaN before, as do rows that only fill a tile."""
         rows, intermediate = h.shape
         hidden, padded = self.down.shape[1], -(-rows // TILE_ROWS) * TILE_ROWS
-        wide = torch.full((padded, intermediate), torch.nan, dtype=h.dtype)
-        wide[:rows] = h
-        totals = torch.full((padded, hidden), torch.nan)
-        arrays = as_array(wide).reshape(-1), rows, intermediate, as_array(self.down).reshape(-1), hidden, first, last
+        kept = torch.full((padded * intermediate,), torch.nan, dtype=torch.bfloat16 if self.kind.amx else torch.float32)
+        call_keep(as_array(kept), rows, intermediate, 0, h.numpy())
+        totals = np.full(padded * hidden, np.nan, np.float32)
+        arrays = as_array(kept), rows, intermediate, as_array(self.down).reshape(-1), hidden, first, last, totals
+        target = out.numpy().reshape(-1)
         if skip:
-            call_skip(*arrays, totals.numpy().reshape(-1), np.full(66, -1), np.full(66, np.nan, np.float32))
+            call_skip(*arrays, np.full(66, -1), np.full(66, np.nan, np.float32), target)
         else:
-            config = self.kind.down_tiles(rows)
-            call_down(config, *arrays, totals.numpy().reshape(-1), np.empty(8192, np.uint32))
-        return totals
+            call_down(self.kind.down_tiles(rows), *arrays, np.empty(PANEL * PANEL_COLUMNS // 2, np.uint32), target)
 
     def __call__(self, h: Tensor, cuts: int = 1, *, skip: bool = False) -> Tensor:
         """float32 [rows, hidden], computed in `cuts` ranges of columns."""
-        rows, blocks = len(h), self.down.shape[1] // 32
+        out, blocks = torch.zeros(len(h), self.down.shape[1]), self.down.shape[1] // 32
         edges = [32 * (blocks * cut // cuts) for cut in range(cuts + 1)]
-        parts = [
-            self.totals(h, first, last, skip=skip)[:rows, first:last] for first, last in pairwise(edges) if first < last
-        ]
-        totals = torch.cat(parts, dim=1)
-        return totals if self.kind.amx and not skip else in_columns(totals, self.down.dtype)
+        for first, last in pairwise(edges):
+            if first < last:
+                self.add(h, out, first, last, skip=skip)
+        return out
 
 
 @cache
 def product_of(kind: Kind, shape: tuple[int, int]) -> Product:
-    h = normal(MOST, shape[0], seed=1, dtype=torch.bfloat16 if kind.amx else torch.float32)
+    h = normal(MOST, shape[0], seed=1, dtype=torch.bfloat16 if kind.amx else torch.float32).float()
     h[:, ::3] = 0
     h[1::2] *= normal(MOST // 2, shape[0], seed=3) > 1
     h[5] = 0
@@ -117,14 +121,16 @@ def test_how_columns_are_cut_does_not_change_the_bits(cuts: int, shape: tuple[in
 
 @every_kind
 @pytest.mark.parametrize("rows", [1, 16, 17, 33])
-def test_only_the_columns_asked_for_are_written(rows: int, kind: Kind) -> None:
+def test_is_added_to_what_is_there_in_the_columns_asked_for(rows: int, kind: Kind) -> None:
     case = product_of(kind, (96, 96))
+    before = normal(rows, 96, seed=4)
+    out = before.clone()
 
-    totals = case.totals(case.h[:rows], 32, 64)
+    case.add(case.h[:rows], out, 32, 64)
 
-    assert totals[:rows, 32:64].isfinite().all()
-    assert totals[:, :32].isnan().all()
-    assert totals[:, 64:].isnan().all()
+    assert torch.equal(out[:, 32:64], before[:, 32:64] + case.alone[:rows, 32:64])
+    out[:, 32:64] = before[:, 32:64]
+    assert torch.equal(out, before)
 
 
 @every_kind
@@ -161,14 +167,14 @@ class TestSkippingZeros:
         h = scale * normal(20, 544, seed=4) * kept
         h *= 2.0 ** torch.randint(-20, 20, h.shape, generator=torch.Generator().manual_seed(6))  # much is rounded away
 
-        assert torch.equal(case(h.to(case.h.dtype), skip=True), case(h.to(case.h.dtype)))
+        assert torch.equal(case(h, skip=True), case(h))
 
     @every_kind
     @settings(deadline=None, max_examples=60)
     @given(seed=st.integers(0, 10_000), active=st.sets(st.integers(0, 95)))
     def test_whichever_neurons_are_active(self, kind: Kind, seed: int, active: set[int]) -> None:
         case = product_of(kind, (96, 96))
-        h = torch.zeros(1, 96, dtype=case.h.dtype)
+        h = torch.zeros(1, 96)
         for neuron in active:
             h[0, neuron] = normal(96, seed=seed)[neuron]
 

@@ -25,10 +25,10 @@ MOST = max(ROWS)
 
 
 @njit
-def call_product(inputs, config, first_row, num_rows, size, weights, neuron, out, scratch):  # type: ignore[no-untyped-def]
+def call_product(inputs, config, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     if config is not None:
         configure(config)
-    product(inputs, first_row, num_rows, size, weights, neuron, out, scratch)
+    product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch)
     if config is not None:
         release()
 
@@ -152,19 +152,23 @@ def test_added_to_what_is_there(threads: int, kind: Kind) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("rows", [1, 2, 4, 5, 15, 16, 17, 32, 33, 48])
-def test_rows_before_the_first_may_be_left_out(rows: int, kind: Kind) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 4, 5, 15, 16, 17, 32, 33, 48, 50])
+def test_of_some_rows_to_any_place(rows: int, kind: Kind) -> None:
     case = product_of(kind, (128, 64))
     inputs = kind.pack(case.x[:rows], case.weight)
     weights = as_array(case.weight).reshape(-1)
     expected = case(case.x[:rows], bias=False)[:, 32:64]
+    width, at = BLOCK + 9, 5
 
-    for first in range(rows):
-        out = np.full((rows + 2) * BLOCK, np.nan, np.float32)
-        call_product(inputs, kind.tiles(rows), first, rows, 64, weights, 32, out, np.empty(TILES, np.float32))
-        found = torch.from_numpy(out).reshape(-1, BLOCK)
-        assert torch.equal(found[first:rows], expected[first:])
-        assert found[rows:].isnan().all()
+    for first in range(0, rows, 16):
+        for last in sorted({min(first + count, rows) for count in (1, 3, 16, 17, 32, 50)}):
+            out = torch.full((last - first + 1, width), torch.nan)
+            tiles, scratch = kind.tiles(rows), np.empty(TILES, np.float32)
+            flat = out.numpy().reshape(-1)
+            call_product(inputs, tiles, rows, first, last, 64, weights, 32, flat, at, width, scratch)
+            assert torch.equal(out[:-1, at : at + BLOCK], expected[first:last])
+            out[:-1, at : at + BLOCK] = torch.nan
+            assert out.isnan().all()
 
 
 @every_kind
@@ -177,5 +181,7 @@ def test_no_weight_of_other_neurons_is_used(kind: Kind) -> None:
         out = np.empty((rows, BLOCK), np.float32)
         inputs = kind.pack(case.x[:rows], weight)
         scratch: Array = np.empty(TILES, np.float32)
-        call_product(inputs, kind.tiles(rows), 0, rows, 64, as_array(weight).ravel(), 64, out.reshape(-1), scratch)
+        flat = out.reshape(-1)
+        weights = as_array(weight).reshape(-1)
+        call_product(inputs, kind.tiles(rows), rows, 0, rows, 64, weights, 64, flat, 0, BLOCK, scratch)
         assert torch.equal(torch.from_numpy(out), case(case.x[:rows], bias=False)[:, 64:96])

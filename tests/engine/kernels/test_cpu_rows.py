@@ -40,8 +40,8 @@ def places_of(weights, out):  # type: ignore[no-untyped-def]
 
 
 @njit
-def call_transpose16(values, at):  # type: ignore[no-untyped-def]
-    transpose16(values, at)
+def call_transpose16(source, at, out, out_at, stride):  # type: ignore[no-untyped-def]
+    transpose16(source, at, out, out_at, stride)
 
 
 @njit
@@ -238,9 +238,20 @@ def test_pairs_are_two_sums_that_are_added_to_what_is_there_together(dtype: torc
 
 def test_transpose16() -> None:
     values = torch.arange(16.0 * 16).reshape(16, 16)
+    out = torch.full((17, 21), torch.nan)
+
+    call_transpose16(fenced(values, 3), 3, out.numpy().reshape(-1), 5, 21)
+
+    assert torch.equal(out[:16, 5:], values.T)
+    out[:16, 5:] = torch.nan
+    assert out.isnan().all()
+
+
+def test_transpose16_in_place() -> None:
+    values = torch.arange(16.0 * 16).reshape(16, 16)
     found = fenced(values, 3)
 
-    call_transpose16(found, 3)
+    call_transpose16(found, 3, found, 3, 16)
 
     np.testing.assert_array_equal(found, fenced(values.T, 3))
 
