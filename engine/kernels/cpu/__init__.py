@@ -7,6 +7,15 @@ from pathlib import Path
 import numba
 
 
+def sources_digest() -> str:
+    """Of everything that kernels are compiled from."""
+    sources = [
+        *sorted(Path(__file__).parent.glob("*.py")),
+        *(Path(__file__).parents[2] / name for name in ("kv_cache.py", "philox.py")),
+    ]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
+
+
 def _use_cache_of_these_sources() -> None:
     """Cache compiled kernels under a name made from all kernel sources.
 
@@ -15,13 +24,8 @@ def _use_cache_of_these_sources() -> None:
     """
     if "NUMBA_CACHE_DIR" in os.environ:
         return
-    sources = [
-        *sorted(Path(__file__).parent.glob("*.py")),
-        *(Path(__file__).parents[2] / name for name in ("kv_cache.py", "philox.py")),
-    ]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    numba.config.CACHE_DIR = str(root / "siluette" / "kernels" / digest)
+    numba.config.CACHE_DIR = str(root / "siluette" / "kernels" / sources_digest())
 
 
 _use_cache_of_these_sources()

@@ -16,6 +16,7 @@ from engine.errors import UnsupportedArchitecture
 from engine.ffn_router import FfnCosts
 from engine.kernels.backend import Backend, rotary_angles
 from engine.kernels.cpu.attention_tiles import STEP, attention_tiles
+from engine.kernels.cpu.cost_cache import cached_costs
 from engine.kernels.cpu.costs import measure_ffn_costs
 from engine.kernels.cpu.formats import (
     Format,
@@ -159,8 +160,11 @@ class CpuBackend(Backend):
         return out
 
     def measure_ffn_costs(self) -> FfnCosts:
-        """See `Backend.measure_ffn_costs`."""
-        return measure_ffn_costs(self)
+        """See `Backend.measure_ffn_costs`; measured once on this machine, then read from disk."""
+        config = self.config
+        sizes = config.hidden_size, config.intermediate_size, config.num_layers
+        subject = f"{sizes} {self._kind.name} amx={self._amx} threads={self._threads} {self.weights.embedding.dtype}"
+        return cached_costs(subject, lambda: measure_ffn_costs(self))
 
     def _step_rows(self, step: StepInputs) -> StepRows:
         cos, sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
