@@ -77,7 +77,7 @@ class EngineConfig:
     device: str = "cpu"
     max_model_len: int | None = None
     max_num_seqs: int = 64
-    max_num_batched_tokens: int = 256
+    max_num_batched_tokens: int = 512
     max_waiting: int = 1024
     kv_cache_mib: int = 1024
     prefix_caching: bool = True

@@ -9,6 +9,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, tile_columns
@@ -26,6 +27,7 @@ from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bflo
 
 PANEL = 256  # neurons whose rows are interleaved before many token rows use them,
 PANEL_COLUMNS = 320  # for so many columns at most: 160 KiB
+AHEAD = 128  # neurons whose rows are on their way while others are added
 _FOUR = np.arange(4)
 _PAIR_BYTES = 2 * ROW_BYTES  # between rows of two tiles of sums that lie side by side
 
@@ -258,38 +260,65 @@ def _list_tile(h, row, tile, intermediate, places, factors):  # type: ignore[no-
     return split, count
 
 
+def mark_active(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped-def]
+    """marks[j] != 0 where some row has h != 0 at neuron tile + j, j < len(marks) (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(mark_active)
+def _mark_active(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped-def]
+    if not isinstance(h, types.Array):
+        return None
+    tiles = h.dtype == types.uint16
+
+    def mark(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped-def]
+        marks[:] = 0
+        for r in range(rows):
+            at = hidden_place(r, tile, intermediate, BLOCK) if tiles else r * intermediate + tile
+            for j in range(marks.size):
+                marks[j] |= h[at + j] != 0
+
+    return mark
+
+
+@njit(**OPTIONS)
+def fetch_active(h, rows, intermediate, tile, marks, down, hidden, first, last):  # type: ignore[no-untyped-def]
+    """Fetch the columns from first to last of rows of `down` that tokens use, of len(marks) neurons from `tile` on."""
+    if tile >= intermediate:
+        return
+    mark_active(h, rows, intermediate, tile, marks)
+    for j in range(marks.size):
+        if marks[j]:
+            for k in range(first, last, CACHE_LINE // down.itemsize):
+                prefetch(down, (tile + j) * hidden + k)
+
+
 def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
-    side = BLOCK + 1  # two lists in turn: rows of the next tile are fetched while those of this one are added
+    marks, width = np.empty(BLOCK, np.uint8), last - first
+    for tile in range(0, AHEAD, BLOCK):
+        fetch_active(h, rows, intermediate, tile, marks, down, hidden, first, last)
     for r in range(rows):
-        at = r * hidden + first
-        totals[at : at + last - first] = 0
-        split, count = _list_tile(h, r, 0, intermediate, places, factors)
-        for tile in range(0, intermediate, BLOCK):
-            now = tile // BLOCK % 2 * side
-            after = side - now
-            next_split, next_count = 0, 0
-            if tile + BLOCK < intermediate:
-                next_split, next_count = _list_tile(h, r, tile + BLOCK, intermediate, places[after:], factors[after:])
-                for i in range(after, after + next_count):
-                    for k in range(first, last, BLOCK):
-                        prefetch(down, places[i] * hidden + k)
+        totals[r * hidden + first : r * hidden + last] = 0
+    for tile in range(0, intermediate, BLOCK):
+        fetch_active(h, rows, intermediate, tile + AHEAD, marks, down, hidden, first, last)
+        for r in range(rows):
+            split, count = _list_tile(h, r, tile, intermediate, places, factors)
             if count > 0:
-                add_listed_pairs(
-                    totals, at, factors[now:], places[now:], split, count, down, first, hidden, last - first
-                )
-            split, count = next_split, next_count
+                add_listed_pairs(totals, r * hidden + first, factors, places, split, count, down, first, hidden, width)
     add_in_order(totals, rows, hidden, first, last, down, out)
 
 
 def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+    marks, width = np.empty(BLOCK, np.uint8), last - first
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
-        for tile in range(0, intermediate, BLOCK):
+    for tile in range(0, intermediate, BLOCK):
+        fetch_active(h, rows, intermediate, tile + AHEAD, marks, down, hidden, first, last)
+        for r in range(rows):
             count = 0
             for j in range(tile, tile + BLOCK):
                 value = h[r * intermediate + j]
                 places[count], factors[count] = j, value
                 count += value != 0
-            at = r * hidden + first
-            add_listed_rows(totals, at, factors, places, 0, count, down, first, hidden, last - first)
+            add_listed_rows(totals, r * hidden + first, factors, places, 0, count, down, first, hidden, width)
     add_in_order(totals, rows, hidden, first, last, down, out)

@@ -12,7 +12,17 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.down import add_in_order, column_unit, hidden_place, keep_hidden, multiply_down, skip_down
+from engine.kernels.cpu.down import (
+    AHEAD,
+    add_in_order,
+    column_unit,
+    fetch_active,
+    hidden_place,
+    keep_hidden,
+    mark_active,
+    multiply_down,
+    skip_down,
+)
 from engine.kernels.cpu.integer_simd import (
     LOW_BITS,
     add_column,
@@ -440,6 +450,30 @@ def _plain_int8_down(h, rows, intermediate, down, hidden, first, last, totals, p
     add_in_order(totals, rows, hidden, first, last, down, out)
 
 
+@overload(mark_active)
+def _mark_active(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped-def]
+    if is_kind(h, IntegerHidden):
+
+        def mark_tiles(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped-def]
+            marks[:] = 0
+            for r in range(rows):
+                at = hidden_place(r, tile, intermediate, INT8_GROUP)
+                for j in range(marks.size):
+                    marks[j] |= (h.high[at + j] | h.low[at + j]) != 0
+
+        return mark_tiles
+    if is_kind(h, PlainIntegerHidden):
+
+        def mark_rows(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped-def]
+            marks[:] = 0
+            for r in range(rows):
+                for j in range(marks.size):
+                    marks[j] |= h.values[r * intermediate + tile + j] != 0
+
+        return mark_rows
+    return None
+
+
 @overload(skip_down)
 def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     if not (is_kind(h, IntegerHidden) or is_kind(h, PlainIntegerHidden)):
@@ -448,9 +482,12 @@ def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places,
     def skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
         groups, whole = intermediate // INT8_GROUP, factors[: INT8_GROUP + 1].view(np.int32)
         counts = np.empty(last - first, np.int32)
+        marks = np.empty(INT8_GROUP, np.uint8)
         for r in range(rows):
             totals[r * hidden + first : r * hidden + last] = 0
-            for g in range(groups):
+        for g in range(groups):
+            fetch_active(h, rows, intermediate, g * INT8_GROUP + AHEAD, marks, down.values, hidden, first, last)
+            for r in range(rows):
                 count = 0
                 for j in range(g * INT8_GROUP, (g + 1) * INT8_GROUP):
                     value = hidden_integer(h, r, j, intermediate)

@@ -1,4 +1,7 @@
-"""What this processor has beyond vectors: AMX, whose tiles multiply 16 x 32 by 32 x 16 bfloat16 in one instruction."""
+"""What this processor has beyond vectors: AMX, whose tiles multiply 16 x 32 by 32 x 16 bfloat16 in one instruction.
+
+VNNI, products of bytes in vectors, comes with it, and kernels for AMX use both.
+"""
 
 import ctypes
 import platform
@@ -17,6 +20,6 @@ def has_amx() -> bool:
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return False
     features = llvmlite.binding.get_host_cpu_features()
-    if not (features.get("amx-tile") and features.get("amx-bf16") and features.get("amx-int8")):
+    if not all(features.get(name) for name in ("amx-tile", "amx-bf16", "amx-int8", "avx512vnni")):
         return False
     return ctypes.CDLL(None).syscall(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0

@@ -27,7 +27,7 @@ from engine.kernels.cpu.tiles import ROWS, configure, release
 
 PARTS = 16  # of the neurons, which threads take one after another
 TILES = 2048  # floats of a thread's memory for stored tiles
-CHUNK = 32  # token rows that are multiplied together, so that all of their values stay in the first caches
+CHUNK = 128  # token rows that are multiplied together, so that all of their values stay in the caches of a core
 FEW_ROWS = 8  # up to which the calling thread prepares rows alone: waking others would take longer
 
 Array = NDArray[Any]

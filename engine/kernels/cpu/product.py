@@ -23,6 +23,7 @@ from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bflo
 BLOCK = 32  # neurons that are multiplied together
 
 _CONSECUTIVE = np.arange(BLOCK)
+_QUARTERS, _SIDE = 4, 1024  # tiles of sums of 32 neurons and 32 rows; floats of them all
 
 
 class TileRows(NamedTuple):
@@ -129,7 +130,7 @@ def product(inputs, rows, first, last, size, weights, neuron, out, at, stride, s
         neuron: First of the 32.
         out: float32.
         at, stride: Where the result goes.
-        scratch: float32 [1024].
+        scratch: float32 [2048].
     """
     raise NotImplementedError
 
@@ -154,6 +155,13 @@ def _plain_product(inputs, rows, first, last, size, weights, neuron, out, at, st
 
 
 @njit(**OPTIONS)
+def shares(rows):  # type: ignore[no-untyped-def]
+    """Of 32 lines, those that each 32 of `rows` token rows fetch."""
+    parts = (rows + BLOCK - 1) // BLOCK
+    return (BLOCK + parts - 1) // parts
+
+
+@njit(**OPTIONS)
 def unpack_tile(stored, stored_at, count, out, at, stride):  # type: ignore[no-untyped-def]
     """A stored tile [16 neurons, 16 token rows], of which `count` rows exist, to rows of `out` that begin at `at`."""
     if count >= ROWS:
@@ -165,24 +173,41 @@ def unpack_tile(stored, stored_at, count, out, at, stride):  # type: ignore[no-u
             out[at + r * stride + n] = stored[stored_at + r * ROWS + n]
 
 
+@njit(**OPTIONS)
+def _unpack_quarter(quarter, stored, stored_at, row, last, out, at, stride):  # type: ignore[no-untyped-def]
+    """One of the four stored tiles of 32 neurons and rows from `row` on, of which those before `last` exist."""
+    half = quarter // 2 * ROWS
+    if row + half < last:
+        place = at + half * stride + quarter % 2 * ROWS
+        unpack_tile(stored, stored_at + quarter * ROWS * ROWS, last - row - half, out, place, stride)
+
+
 def _tile_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     columns, pairs, half = min(rows, ROWS), inputs.pairs, size // 2
     width, weight_stride = columns * 4, size * 2
     upper, lower, next_block = neuron * size, (neuron + ROWS) * size, (neuron + BLOCK) * size
-    for row in range(first, last, 2 * ROWS):
-        place, target = row * half, at + (row - first) * stride
+    # What the next block of neurons needs is fetched a share at a time, so that memory is busy all the while. So are
+    # vector units: they unpack the sums of 32 rows while tiles multiply the next 32.
+    share = shares(rows)
+    unpacked, stored = _QUARTERS, 0
+    for row in range(first, last, BLOCK):
+        place, before, target = row * half, row - BLOCK, at + (row - BLOCK - first) * stride
+        fetch = min(row // BLOCK * share, BLOCK)
+        fetch_end = min(fetch + share, BLOCK)
         clear(0)
         clear(1)
         if row + ROWS >= last:
             for k in range(0, half, 16):
-                if row == 0:
-                    for line in range(BLOCK):
-                        prefetch(weights, next_block + (k * 2 + line) * BLOCK)
+                for line in range(fetch, fetch_end):
+                    prefetch(weights, next_block + (k * 2 + line) * BLOCK)
                 load(6, pairs, place + k * columns, width)
                 load(4, weights, upper + 2 * k, weight_stride)
                 multiply_bfloat16(0, 4, 6)
                 load(5, weights, lower + 2 * k, weight_stride)
                 multiply_bfloat16(1, 5, 6)
+                if unpacked < _QUARTERS:
+                    _unpack_quarter(unpacked, scratch, stored, before, last, out, target, stride)
+                    unpacked += 1
             if columns == 1:
                 store(0, out, at, 4)
                 store(1, out, at + ROWS, 4)
@@ -192,9 +217,8 @@ def _tile_product(inputs, rows, first, last, size, weights, neuron, out, at, str
             clear(2)
             clear(3)
             for k in range(0, half, 16):
-                if row == 0:
-                    for line in range(BLOCK):
-                        prefetch(weights, next_block + (k * 2 + line) * BLOCK)
+                for line in range(fetch, fetch_end):
+                    prefetch(weights, next_block + (k * 2 + line) * BLOCK)
                 load(6, pairs, place + k * ROWS, ROW_BYTES)
                 load(4, weights, upper + 2 * k, weight_stride)
                 load(7, pairs, following + k * ROWS, ROW_BYTES)
@@ -203,11 +227,18 @@ def _tile_product(inputs, rows, first, last, size, weights, neuron, out, at, str
                 multiply_bfloat16(2, 4, 7)
                 multiply_bfloat16(1, 5, 6)
                 multiply_bfloat16(3, 5, 7)
-            store(2, scratch, 512, ROW_BYTES)
-            store(3, scratch, 768, ROW_BYTES)
-            unpack_tile(scratch, 512, last - row - ROWS, out, target + ROWS * stride, stride)
-            unpack_tile(scratch, 768, last - row - ROWS, out, target + ROWS * stride + ROWS, stride)
-        store(0, scratch, 0, ROW_BYTES)
-        store(1, scratch, 256, ROW_BYTES)
-        unpack_tile(scratch, 0, last - row, out, target, stride)
-        unpack_tile(scratch, 256, last - row, out, target + ROWS, stride)
+                if unpacked < _QUARTERS:
+                    _unpack_quarter(unpacked, scratch, stored, before, last, out, target, stride)
+                    unpacked += 1
+        for quarter in range(unpacked, _QUARTERS):  # of a short sum
+            _unpack_quarter(quarter, scratch, stored, before, last, out, target, stride)
+        stored = _SIDE - stored
+        store(0, scratch, stored, ROW_BYTES)
+        store(1, scratch, stored + 256, ROW_BYTES)
+        if row + ROWS < last:
+            store(2, scratch, stored + 512, ROW_BYTES)
+            store(3, scratch, stored + 768, ROW_BYTES)
+        unpacked = 0
+    row = first + (last - 1 - first) // BLOCK * BLOCK
+    for quarter in range(_QUARTERS):
+        _unpack_quarter(quarter, scratch, stored, row, last, out, at + (row - first) * stride, stride)

@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.math import MAX_EXPONENT, MIN_EXPONENT, exp, from_bfloat16, narrow, silu, to_bfloat16, widen
-from engine.kernels.cpu.simd import HEADS, dot, transposed_dots16, vector_sum, weighted_rows16
+from engine.kernels.cpu.rows import add_chunk, multiply_chunk, narrow_chunk, narrow_vector
+from engine.kernels.cpu.simd import (
+    HEADS,
+    dot,
+    exponentials,
+    transposed_dots16,
+    vector_max,
+    vector_sum,
+    weighted_rows16,
+)
 
 Array = NDArray[Any]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -40,6 +49,30 @@ def call_transposed_dots16(heads, out, out_at, stride, query, query_at, keys, ke
 @njit
 def call_weighted_rows16(heads, out, out_at, apart, weights, weights_at, rows, rows_at, stride, count):  # type: ignore[no-untyped-def]
     weighted_rows16(heads, out, out_at, apart, weights, weights_at, count, rows, rows_at, stride, count)
+
+
+@njit
+def call_vector_max(values, at, size):  # type: ignore[no-untyped-def]
+    return vector_max(values, at, size)
+
+
+@njit
+def call_exponentials(out, out_at, stride, values, at, size, top):  # type: ignore[no-untyped-def]
+    return exponentials(out, out_at, stride, values, at, size, top)
+
+
+@njit
+def call_narrow(out, at, values, values_at, whole):  # type: ignore[no-untyped-def]
+    if whole:
+        narrow_chunk(out, at, values, values_at)
+    else:
+        narrow_vector(out, at, values, values_at)
+
+
+@njit
+def call_chunks(sums, products, at, values, values_at):  # type: ignore[no-untyped-def]
+    add_chunk(sums, at, values, values_at)
+    multiply_chunk(products, at, values, values_at)
 
 
 @njit
@@ -163,6 +196,70 @@ class TestMath:
         map_convert(x, out)
 
         assert out.tolist() == x.tolist()
+
+
+class TestVectors:
+    """Whole vectors at a time, between values that must not be touched."""
+
+    @pytest.mark.parametrize("blocks", BLOCKS)
+    def test_vector_max(self, blocks: int) -> None:
+        values = np.random.default_rng(blocks).normal(size=16 * blocks).astype(np.float32) - 5
+
+        for place in (0, 7, 16 * blocks - 1):
+            values[place] = values.max() + 1
+            outside = np.concatenate(([np.inf], values, [np.inf])).astype(np.float32)
+            assert call_vector_max(outside, 1, values.size) == values[place]
+
+    @pytest.mark.parametrize("blocks", BLOCKS)
+    def test_exponentials(self, blocks: int) -> None:
+        values = np.random.default_rng(blocks).uniform(-90, 3, 16 * blocks).astype(np.float32)
+        values[::5] = -np.inf
+        out = np.full((blocks, 20), 7, np.uint16)
+
+        total = call_exponentials(out.reshape(-1), 2, 20, fenced(values), 3, values.size, np.float32(3))
+
+        exact = np.exp(values.astype(np.float64) - 3)
+        exact[values - 3 < -87] = 0
+        found = torch.from_numpy(out[:, 2:18].copy()).view(torch.bfloat16).double().numpy().ravel()
+        np.testing.assert_allclose(found, exact, rtol=2.0**-8 + 1e-6, atol=0)
+        np.testing.assert_allclose(total, exact.sum(), rtol=1e-6)
+        assert (out[:, :2] == 7).all()
+        assert (out[:, 18:] == 7).all()
+
+    @pytest.mark.parametrize("place", [0, 20])
+    def test_what_is_not_a_number_stays_so(self, place: int) -> None:
+        values = np.zeros(32, np.float32)
+        values[place] = np.nan
+        out = np.empty(32, np.uint16)
+
+        total = call_exponentials(out, 0, 16, values, 0, 32, np.float32(0))
+
+        assert np.isnan(total)
+        assert np.flatnonzero(torch.from_numpy(out).view(torch.bfloat16).isnan().numpy()).tolist() == [place]
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_narrowing_equals_that_of_scalars(self, whole: bool) -> None:
+        size = 32 if whole else 16
+        bits = np.random.default_rng(0).integers(0, 2**32, 64 * size, dtype=np.uint32)
+        bits[::7] = bits[::7] & 0xFFFF0000 | 0x8000  # half-way
+        bits[:6] = 0, 1 << 31, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x7F800001
+        values = bits.view(np.float32)
+        out, expected = np.zeros((2, values.size + 4), np.uint16)
+
+        for at in range(0, values.size, size):
+            call_narrow(out, at + 2, values, at, whole)
+        map_convert(values, expected[2:-2])
+
+        np.testing.assert_array_equal(out, expected)
+
+    def test_chunks_are_added_and_multiplied_in_place(self) -> None:
+        before, values = small_integers(32, 1), small_integers(32, 2)
+        sums, products = fenced(before), fenced(before)
+
+        call_chunks(sums, products, 3, fenced(values, before=6), 6)
+
+        np.testing.assert_array_equal(sums, fenced(before + values))
+        np.testing.assert_array_equal(products, fenced(before * values))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
