@@ -14,7 +14,8 @@ BLOCK_SIZE = 16  # tokens in one block; one vector register of attention scores
 class KVCache:
     """Keys and values of all layers.
 
-    Keys are transposed inside a block, so that the scores of 16 tokens come out of one vector register.
+    Keys are transposed inside a block, so that the scores of 16 tokens come out of one vector register. Kernels with
+    tiles use the same memory in pairs, see `engine.kernels.cpu.attention_tiles`.
 
     Attributes:
         keys: [layers, num_blocks, num_kv_heads, head_dim, BLOCK_SIZE].
