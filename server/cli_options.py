@@ -76,7 +76,7 @@ MaxNumBatchedTokens = Annotated[
     typer.Option(
         min=1,
         help="Most tokens in one step; longer prompts run in chunks.",
-        show_default="256",
+        show_default="512",
         rich_help_panel=MODEL,
     ),
 ]
