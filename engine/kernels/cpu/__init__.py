@@ -2,11 +2,13 @@
 
 import hashlib
 import os
+from functools import cache
 from pathlib import Path
 
 import numba
 
 
+@cache
 def sources_digest() -> str:
     """Of everything that kernels are compiled from."""
     sources = [

@@ -99,7 +99,7 @@ def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, q
 
 
 @njit(**OPTIONS)
-def softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
+def _softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
     """Softmax numerators of scores[at + first : at + end] in place, zeros elsewhere in the span; returns their sum."""
     line = scores[at : at + span]
     line[:first] = -np.inf
@@ -158,7 +158,7 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
         accumulator = np.zeros(group * head_dim, np.float32)
         inverse = np.empty(group, np.float32)
         for g in range(group):
-            inverse[g] = np.float32(1) / softmax(scores, g * span, span, skipped, count)
+            inverse[g] = np.float32(1) / _softmax(scores, g * span, span, skipped, count)
         for b in range(first_block, last_block + 1):
             values_at = (table[b] * num_kv_heads + kv_head) * BLOCK * head_dim
             # Slots after the row's own position may hold anything, so they are left out, not multiplied by zero.

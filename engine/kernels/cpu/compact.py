@@ -10,11 +10,10 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
-from engine.kernels.cpu.rows import copy64, prefetch
+from engine.kernels.cpu.rows import copy64, fetch
 
 Array = NDArray[Any]
 
@@ -94,12 +93,6 @@ def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-
     return plain
 
 
-@njit(**OPTIONS)
-def _fetch(array, at, size):  # type: ignore[no-untyped-def]
-    for k in range(at, at + size, CACHE_LINE // array.itemsize):
-        prefetch(array, k)
-
-
 def fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untyped-def]
     """Fetch rows places[first : last] of `weights`, which `copy_neurons` will read soon (for use in kernels only)."""
     raise NotImplementedError
@@ -112,10 +105,10 @@ def _fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untyp
 
     def values_only(weights, size, places, first, last):  # type: ignore[no-untyped-def]
         for i in range(first, last):
-            _fetch(weights, places[i] * size, size)
+            fetch(weights, places[i] * size, size)
 
     def of_quantised(weights, size, places, first, last):  # type: ignore[no-untyped-def]
         for i in range(first, last):
-            _fetch(weights.values, places[i] * size // share, size // share)
+            fetch(weights.values, places[i] * size // share, size // share)
 
     return of_quantised if quantised else values_only

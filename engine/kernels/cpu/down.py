@@ -9,7 +9,6 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, tile_columns
@@ -18,6 +17,7 @@ from engine.kernels.cpu.rows import (
     add_listed_pairs,
     add_listed_rows,
     add_rows_4,
+    fetch,
     interleave32,
     narrow_chunk,
     place_of,
@@ -151,6 +151,33 @@ def _interleave(down, at, ahead, hidden, panel, place):  # type: ignore[no-untyp
         interleave32(panel, words, words + 256, down, even, even + hidden)
 
 
+@njit(inline="always")
+def _start_sums(totals, at, fresh):  # type: ignore[no-untyped-def]
+    """Tiles 0 and 1: 0, or what they held when they were stored at this place."""
+    if fresh:
+        clear(0)
+        clear(1)
+    else:
+        load(0, totals, at, _PAIR_BYTES)
+        load(1, totals, at + ROWS, _PAIR_BYTES)
+
+
+@njit(inline="always")
+def _multiply_step(h, h_at, panel, at):  # type: ignore[no-untyped-def]
+    """Add 32 neurons of 16 token rows to tiles 0 and 1; leaves their two tiles of weights in 6 and 7."""
+    load(4, h, h_at, ROW_BYTES)
+    load(6, panel, at, ROW_BYTES)
+    multiply_bfloat16(0, 4, 6)
+    load(7, panel, at + 256, ROW_BYTES)
+    multiply_bfloat16(1, 4, 7)
+
+
+@njit(inline="always")
+def _store_sums(totals, at):  # type: ignore[no-untyped-def]
+    store(0, totals, at, _PAIR_BYTES)
+    store(1, totals, at + ROWS, _PAIR_BYTES)
+
+
 @njit(**OPTIONS)
 def _few_rows(h, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
     """Up to 16 token rows: goes through `down` as it lies in memory."""
@@ -158,19 +185,9 @@ def _few_rows(h, intermediate, down, hidden, first, last, totals, panel):  # typ
         for k in range(first, last, BLOCK):
             _interleave(down, j * hidden + k, BLOCK * hidden, hidden, panel, 0)
             at = k * ROWS
-            if j == 0:
-                clear(0)
-                clear(1)
-            else:
-                load(0, totals, at, _PAIR_BYTES)
-                load(1, totals, at + ROWS, _PAIR_BYTES)
-            load(4, h, j * ROWS, ROW_BYTES)
-            load(6, panel, 0, ROW_BYTES)
-            multiply_bfloat16(0, 4, 6)
-            load(7, panel, 256, ROW_BYTES)
-            multiply_bfloat16(1, 4, 7)
-            store(0, totals, at, _PAIR_BYTES)
-            store(1, totals, at + ROWS, _PAIR_BYTES)
+            _start_sums(totals, at, j == 0)
+            _multiply_step(h, j * ROWS, panel, 0)
+            _store_sums(totals, at)
 
 
 @njit(**OPTIONS)
@@ -188,19 +205,10 @@ def _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel):
                 for k in range(left, right, BLOCK):
                     begin = (k - left) // BLOCK * steps * 512
                     at, source = (row * hidden + k * ROWS), row * intermediate + j * ROWS
-                    if j == 0:
-                        clear(0)
-                        clear(1)
-                    else:
-                        load(0, totals, at, _PAIR_BYTES)
-                        load(1, totals, at + ROWS, _PAIR_BYTES)
+                    _start_sums(totals, at, j == 0)
                     if row + ROWS >= rows:
                         for step in range(steps):
-                            load(4, h, source + step * 512, ROW_BYTES)
-                            load(6, panel, begin + step * 512, ROW_BYTES)
-                            multiply_bfloat16(0, 4, 6)
-                            load(7, panel, begin + step * 512 + 256, ROW_BYTES)
-                            multiply_bfloat16(1, 4, 7)
+                            _multiply_step(h, source + step * 512, panel, begin + step * 512)
                     else:
                         below, following = at + ROWS * hidden, source + ROWS * intermediate
                         if j == 0:
@@ -210,18 +218,13 @@ def _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel):
                             load(2, totals, below, _PAIR_BYTES)
                             load(3, totals, below + ROWS, _PAIR_BYTES)
                         for step in range(steps):
-                            load(4, h, source + step * 512, ROW_BYTES)
-                            load(6, panel, begin + step * 512, ROW_BYTES)
-                            multiply_bfloat16(0, 4, 6)
-                            load(7, panel, begin + step * 512 + 256, ROW_BYTES)
-                            multiply_bfloat16(1, 4, 7)
+                            _multiply_step(h, source + step * 512, panel, begin + step * 512)
                             load(5, h, following + step * 512, ROW_BYTES)
                             multiply_bfloat16(2, 5, 6)
                             multiply_bfloat16(3, 5, 7)
                         store(2, totals, below, _PAIR_BYTES)
                         store(3, totals, below + ROWS, _PAIR_BYTES)
-                    store(0, totals, at, _PAIR_BYTES)
-                    store(1, totals, at + ROWS, _PAIR_BYTES)
+                    _store_sums(totals, at)
 
 
 def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
@@ -289,8 +292,7 @@ def fetch_active(h, rows, intermediate, tile, marks, down, hidden, first, last):
     mark_active(h, rows, intermediate, tile, marks)
     for j in range(marks.size):
         if marks[j]:
-            for k in range(first, last, CACHE_LINE // down.itemsize):
-                prefetch(down, (tile + j) * hidden + k)
+            fetch(down, (tile + j) * hidden + first, last - first)
 
 
 def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]

@@ -12,6 +12,7 @@ from numba import njit
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.down import (
     AHEAD,
     add_in_order,
@@ -45,7 +46,6 @@ Array = NDArray[Any]
 LARGEST = np.float32(127 << LOW_BITS)  # integer of a group's largest value
 _HALF_LOW = np.int32(1 << (LOW_BITS - 1))
 _WORD = 4  # values in a word
-_CACHE_LINE = 64
 
 
 class IntegerRows(NamedTuple):
@@ -82,7 +82,7 @@ class PlainIntegerHidden(NamedTuple):
 
 def integer_tiles(columns: int, group: int) -> NDArray[np.uint8]:
     """Shapes of tiles for `product`: 0 to 3 are sums [16 neurons, columns], 4 and 5 weights, 6 and 7 token rows."""
-    width = 4 * max(2, columns)
+    width = 4 * columns
     weights, inputs = (ROWS, group), (group // _WORD, width)
     return tile_config({**dict.fromkeys(range(4), (ROWS, width)), 4: weights, 5: weights, 6: inputs, 7: inputs})
 
@@ -246,7 +246,7 @@ def _int8_product(inputs, rows, first, last, size, weights, neuron, out, at, str
         for g in range(groups):
             if row == 0:
                 for line in range(BLOCK):
-                    prefetch(values, upper + BLOCK * size + (g * BLOCK + line) * _CACHE_LINE)
+                    prefetch(values, upper + BLOCK * size + (g * BLOCK + line) * CACHE_LINE)
             place = (tile * words + g * (INT8_GROUP // _WORD)) * columns
             begin = g * INT8_GROUP
             _multiply_group(inputs, place, columns, values, upper + begin, lower + begin, size, counts)
@@ -284,7 +284,7 @@ def _int4_product(inputs, rows, first, last, size, weights, neuron, out, at, str
         for pair in range(groups // 2):
             if row == 0:
                 for line in range(BLOCK // 2):
-                    prefetch(values, (neuron + BLOCK) * half + (pair * (BLOCK // 2) + line) * _CACHE_LINE)
+                    prefetch(values, (neuron + BLOCK) * half + (pair * (BLOCK // 2) + line) * CACHE_LINE)
             for n in range(BLOCK):
                 widen_int4(values, (neuron + n) * half + pair * INT4_GROUP, wide, n * INT4_GROUP, BLOCK * INT4_GROUP)
             for which in range(2):

@@ -7,7 +7,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.kernels.cpu.simd import LANES, element_pointer, load_as, load_vector, multiply_add, splat, store_as
+from engine.kernels.cpu.simd import (
+    ALTERNATE,
+    LANES,
+    PAIR_UP,
+    element_pointer,
+    load_as,
+    load_vector,
+    multiply_add,
+    prefetch_line,
+    splat,
+    store_as,
+)
 
 _INT, _LONG, _BYTE = ir.IntType(32), ir.IntType(64), ir.IntType(8)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
@@ -175,20 +186,13 @@ def _shuffle(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
     return builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
 
 
-def _add_neighbours(builder: Any, parts: list[Any], size: int) -> list[Any]:
-    """Add elements `size` lanes apart within each four; two vectors become one that has both results side by side."""
-    first, second = ([lane + k for lane in range(0, LANES, 4) for k in places] for places in _PAIRS[size])
+def _add_neighbours(builder: Any, parts: list[Any], orders: tuple[list[int], ...]) -> list[Any]:
+    """Add halves of each four; two vectors become one that has both results side by side."""
+    first, second = orders
     return [
         builder.add(_shuffle(builder, a, b, first), _shuffle(builder, a, b, second))
         for a, b in zip(parts[::2], parts[1::2], strict=True)
     ]
-
-
-# Of vectors a and b: elements 0 and 1 of both in turn, then 2 and 3; and as pairs.
-_PAIRS = {
-    2: ((0, LANES, 1, LANES + 1), (2, LANES + 2, 3, LANES + 3)),
-    1: ((0, 1, LANES, LANES + 1), (2, 3, LANES + 2, LANES + 3)),
-}
 
 
 def _fours(builder: Any, a: Any, b: Any, places: tuple[int, ...]) -> Any:
@@ -198,7 +202,7 @@ def _fours(builder: Any, a: Any, b: Any, places: tuple[int, ...]) -> Any:
 
 def _sums_by_four(builder: Any, parts: list[Any]) -> list[Any]:
     """16 vectors to 4: each four of lanes has the sums of that four of lanes of four of the vectors."""
-    return _add_neighbours(builder, _add_neighbours(builder, parts, 2), 1)
+    return _add_neighbours(builder, _add_neighbours(builder, parts, ALTERNATE), PAIR_UP)
 
 
 def _total_of_16(builder: Any, parts: list[Any]) -> Any:
@@ -234,10 +238,15 @@ def _neuron_sums(builder: Any, high: Any, low: Any, start: Any, weights: list[An
     ]
 
 
-def _prefetch(builder: Any, pointer: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT, _INT, _INT])
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(function, [pointer, *(ir.Constant(_INT, flag) for flag in (0, 2, 1))])
+def _row_pointers(context: Any, builder: Any, kinds: Any, args: Any, places: tuple[int, ...]) -> list[Any]:
+    """Addresses of arrays of one token row."""
+    first = ir.Constant(_LONG, 0)
+    return [element_pointer(context, builder, kinds[i], args[i], first) for i in places]
+
+
+def _load_row(builder: Any, pointers: list[Any], at: Any) -> list[Any]:
+    """64 bytes from `at` on, of each part."""
+    return [load_as(builder, builder.gep(builder.bitcast(p, _BYTE.as_pointer()), [at]), _LINE, 1) for p in pointers]
 
 
 @intrinsic
@@ -265,13 +274,8 @@ def dot_int8(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        first = ir.Constant(_LONG, 0)
         target = element_pointer(context, builder, kinds[0], args[0], args[1])
-        rows = [
-            builder.bitcast(element_pointer(context, builder, kinds[i], args[i], first), _BYTE.as_pointer())
-            for i in (2, 3)
-        ]
-        row_scales = element_pointer(context, builder, kinds[4], args[4], first)
+        *parts, row_scales = _row_pointers(context, builder, kinds, args, (2, 3, 4))
         values = element_pointer(context, builder, kinds[6], args[6], args[7])
         scales = element_pointer(context, builder, kinds[9], args[9], args[10])
         size = args[8]
@@ -280,7 +284,7 @@ def dot_int8(
         group = ir.Constant(_LONG, 4 * LANES)
         with cgutils.for_range(builder, builder.udiv(size, group)) as loop:
             begin = builder.mul(loop.index, group)
-            high, low = (load_as(builder, builder.gep(row, [begin]), _LINE, align=1) for row in rows)
+            high, low = _load_row(builder, parts, begin)
             # Weights are moved up by 128; what that adds is taken away first, that of the low part in units of 128.
             zero = ir.Constant(_INTS, [0] * LANES)
             start = builder.sub(zero, _multiply_bytes(builder, zero, _bytes(_OFFSET), high))
@@ -288,7 +292,7 @@ def dot_int8(
             lines = []
             for n in range(LANES):
                 line = builder.gep(values, [builder.add(begin, builder.mul(size, ir.Constant(_LONG, n)))])
-                _prefetch(builder, builder.gep(line, [builder.mul(size, ir.Constant(_LONG, 2 * LANES))]))
+                prefetch_line(builder, builder.gep(line, [builder.mul(size, ir.Constant(_LONG, 2 * LANES))]))
                 lines.append(builder.xor(load_as(builder, line, _LINE, align=1), _bytes(_OFFSET)))
             whole = builder.sitofp(_total_of_16(builder, _neuron_sums(builder, high, low, start, lines)), _FLOATS)
             row = builder.load(builder.gep(row_scales, [builder.mul(loop.index, args[5])]))
@@ -327,13 +331,8 @@ def dot_int4(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
-        first = ir.Constant(_LONG, 0)
         target = element_pointer(context, builder, kinds[0], args[0], args[1])
-        rows = [
-            builder.bitcast(element_pointer(context, builder, kinds[i], args[i], first), _BYTE.as_pointer())
-            for i in (2, 3)
-        ]
-        row_scales, row_sums = (element_pointer(context, builder, kinds[i], args[i], first) for i in (4, 5))
+        *parts, row_scales, row_sums = _row_pointers(context, builder, kinds, args, (2, 3, 4, 5))
         values = element_pointer(context, builder, kinds[7], args[7], args[8])
         scales, minima = (element_pointer(context, builder, kinds[i], args[i], args[12]) for i in (10, 11))
         packed = builder.udiv(args[9], ir.Constant(_LONG, 2))  # bytes of a neuron
@@ -342,17 +341,17 @@ def dot_int4(
         low_bits, high_bits = (ir.Constant(half, [bits] * 2 * LANES) for bits in (15, 4))
         with cgutils.for_range(builder, builder.udiv(args[9], ir.Constant(_LONG, 4 * LANES))) as loop:
             begin = builder.mul(loop.index, ir.Constant(_LONG, 4 * LANES))
-            high, low = (load_as(builder, builder.gep(row, [begin]), _LINE, align=1) for row in rows)
+            high, low = _load_row(builder, parts, begin)
             lines = []
             for n in range(LANES):
                 at = builder.add(builder.udiv(begin, ir.Constant(_LONG, 2)), builder.mul(packed, ir.Constant(_LONG, n)))
                 line = builder.gep(values, [at])
                 if n % 2 == 0:
-                    _prefetch(builder, builder.gep(line, [builder.mul(packed, ir.Constant(_LONG, 2 * LANES))]))
+                    prefetch_line(builder, builder.gep(line, [builder.mul(packed, ir.Constant(_LONG, 2 * LANES))]))
                 pairs = load_as(builder, line, half, align=1)
-                parts = builder.and_(pairs, low_bits), builder.lshr(pairs, high_bits)
+                halves = builder.and_(pairs, low_bits), builder.lshr(pairs, high_bits)
                 order = ir.Constant(ir.VectorType(_INT, 4 * LANES), list(range(4 * LANES)))
-                lines.append(builder.shuffle_vector(*parts, order))
+                lines.append(builder.shuffle_vector(*halves, order))
             zero = ir.Constant(_INTS, [0] * LANES)
             sums = _totals_of_halves(builder, _neuron_sums(builder, high, low, zero, lines))
             for which, integers in enumerate(sums):

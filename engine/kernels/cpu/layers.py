@@ -447,31 +447,19 @@ def run_layers(  # type: ignore[no-untyped-def]
             keys[layer],
             values[layer],
         )
+        rows_and_cache = (
+            scratch.queries,
+            keys[layer],
+            values[layer],
+            step.tables,
+            step.sequence,
+            step.positions,
+            weights.window[layer],
+        )
         if attention_config is not None:
-            tile_attention(
-                scratch.queries,
-                keys[layer],
-                values[layer],
-                step.tables,
-                step.sequence,
-                step.positions,
-                weights.window[layer],
-                pieces,
-                num_pieces,
-                attention_config,
-                scratch.attended,
-            )
+            tile_attention(*rows_and_cache, pieces, num_pieces, attention_config, scratch.attended)
         else:
-            paged_attention(
-                scratch.queries,
-                keys[layer],
-                values[layer],
-                step.tables,
-                step.sequence,
-                step.positions,
-                weights.window[layer],
-                scratch.attended,
-            )
+            paged_attention(*rows_and_cache, scratch.attended)
         prepare(scratch.attended, none, eps, inputs_o, o)
         width = scratch.attended.shape[1]
         multiply(inputs_o, width, config, o, weights.o_bias[layer], x, threads, scratch.thread, True)

@@ -4,13 +4,10 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
-from engine.kernels.cpu.simd import bits_to_float, float_to_bits
+from engine.kernels.cpu.simd import EXP_TERMS, LN2_HIGH, LN2_LOW, LOG2_E, MIN_EXPONENT, bits_to_float, float_to_bits
 
-LOG2_E = np.float32(1.4426950408889634)
-LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * LN2_HIGH is exact
-LN2_LOW = np.float32(-2.12194440e-4)
 ONE, HALF = np.float32(1.0), np.float32(0.5)
-MIN_EXPONENT, MAX_EXPONENT = np.float32(-87.0), np.float32(88.0)
+MAX_EXPONENT = np.float32(88.0)
 
 
 @njit(forceinline=True)
@@ -19,12 +16,12 @@ def exp(x):  # type: ignore[no-untyped-def]
     x = min(max(x, MIN_EXPONENT), MAX_EXPONENT)
     n = np.floor(x * LOG2_E + HALF)
     r = x - n * LN2_HIGH - n * LN2_LOW
-    y = np.float32(1.9875691500e-4)
-    y = y * r + np.float32(1.3981999507e-3)
-    y = y * r + np.float32(8.3334519073e-3)
-    y = y * r + np.float32(4.1665795894e-2)
-    y = y * r + np.float32(1.6666665459e-1)
-    y = y * r + np.float32(5.0000001201e-1)
+    y = EXP_TERMS[0]
+    y = y * r + EXP_TERMS[1]
+    y = y * r + EXP_TERMS[2]
+    y = y * r + EXP_TERMS[3]
+    y = y * r + EXP_TERMS[4]
+    y = y * r + EXP_TERMS[5]
     y = y * r * r + r + ONE
     return y * bits_to_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
 

@@ -7,20 +7,26 @@ the same order: evens and odds of each 32 apart, see `place_of`. Rows of float32
 Every function adds its terms in one fixed order that depends on the size alone.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
+from engine.kernels.cpu.aligned import CACHE_LINE
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.simd import (
+    ALTERNATE,
     LANES,
+    PAIR_UP,
     element_pointer,
     horizontal_sum,
     load_as,
     multiply_add,
     narrowed,
+    prefetch_line,
     splat,
     store_as,
 )
@@ -189,14 +195,17 @@ def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
     """Fetch the cache line of element `at`, which will be read soon."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        line = element_pointer(context, builder, signature.args[0], args[0], args[1])
-        address = builder.bitcast(line, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [address.type, _INT, _INT, _INT])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, *(ir.Constant(_INT, flag) for flag in (0, 2, 1))])
+        prefetch_line(builder, element_pointer(context, builder, signature.args[0], args[0], args[1]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp), codegen
+
+
+@njit(**OPTIONS)
+def fetch(array, at, size):  # type: ignore[no-untyped-def]
+    """Fetch the cache lines of array[at : at + size], which will be read soon."""
+    for k in range(at, at + size, CACHE_LINE // array.itemsize):
+        prefetch(array, k)
 
 
 @intrinsic
@@ -207,14 +216,6 @@ def transpose16(typingctx: Any, source: Any, at: Any, out: Any, out_at: Any, str
 
     def join(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
         return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(order)), order))
-
-    def in_fours(*places: int) -> list[int]:
-        """The same places in each four of lanes."""
-        return [lane + place for lane in range(0, LANES, four) for place in places]
-
-    # Of two vectors a and b, in each four of lanes: a0 b0 a1 b1, and a2 b2 a3 b3; a0 a1 b0 b1, and a2 a3 b2 b3.
-    alternate = in_fours(0, LANES, 1, LANES + 1), in_fours(2, LANES + 2, 3, LANES + 3)
-    pair_up = in_fours(0, 1, LANES, LANES + 1), in_fours(2, 3, LANES + 2, LANES + 3)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         base = element_pointer(context, builder, signature.args[0], args[0], args[1])
@@ -229,10 +230,10 @@ def transpose16(typingctx: Any, source: Any, at: Any, out: Any, out_at: Any, str
                 a, b, c, d = (load_four(other, column) for other in range(line, LANES, four))
                 lower, upper = (join(builder, *pair, list(range(2 * four))) for pair in ((a, b), (c, d)))
                 rows.append(join(builder, lower, upper, list(range(LANES))))
-            first = [join(builder, rows[0], rows[1], order) for order in alternate]
-            second = [join(builder, rows[2], rows[3], order) for order in alternate]
+            first = [join(builder, rows[0], rows[1], order) for order in ALTERNATE]
+            second = [join(builder, rows[2], rows[3], order) for order in ALTERNATE]
             for a, b in zip(first, second, strict=True):
-                columns += [join(builder, a, b, order) for order in pair_up]
+                columns += [join(builder, a, b, order) for order in PAIR_UP]
         target = element_pointer(context, builder, signature.args[2], args[2], args[3])
         for i, column in enumerate(columns):
             store_as(builder, column, builder.gep(target, [builder.mul(args[4], ir.Constant(_LONG, i))]))
@@ -241,28 +242,9 @@ def transpose16(typingctx: Any, source: Any, at: Any, out: Any, out_at: Any, str
     return types.void(source, types.intp, out, types.intp, types.intp), codegen
 
 
-def _in_place(operation: str) -> Any:
-    def typing(typingctx: Any, out: Any, at: Any, values: Any, values_at: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            target, source = (
-                element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in (0, 2)
-            )
-            for lane in range(0, CHUNK, LANES):
-                place, other = (builder.gep(pointer, [ir.Constant(_LONG, lane)]) for pointer in (target, source))
-                a, b = (load_as(builder, pointer, _VECTOR) for pointer in (place, other))
-                store_as(builder, getattr(builder, operation)(a, b), place)
-            return context.get_dummy_value()
+def _by_lane(size: int, result: Callable[[Any, Any, Any], Any]) -> Any:
+    """An intrinsic (out, at, values, values_at): out[at + i] = result of the address of out[at + i] and the value."""
 
-        return types.void(out, types.intp, values, types.intp), codegen
-
-    return typing
-
-
-add_chunk = intrinsic(_in_place("fadd"))  # out[at + i] += values[values_at + i] for i < 32, all float32
-multiply_chunk = intrinsic(_in_place("fmul"))  # out[at + i] *= ...
-
-
-def _narrow(size: int) -> Any:
     def typing(typingctx: Any, out: Any, at: Any, values: Any, values_at: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             target, source = (
@@ -270,16 +252,20 @@ def _narrow(size: int) -> Any:
             )
             for lane in range(0, size, LANES):
                 place, other = (builder.gep(pointer, [ir.Constant(_LONG, lane)]) for pointer in (target, source))
-                store_as(builder, narrowed(builder, load_as(builder, other, _VECTOR)), place, 2)
+                store_as(builder, result(builder, place, load_as(builder, other, _VECTOR)), place, 2)
             return context.get_dummy_value()
 
         return types.void(out, types.intp, values, types.intp), codegen
 
-    return typing
+    return intrinsic(typing)
 
 
-narrow_vector = intrinsic(_narrow(LANES))  # out[at + i] = `math.to_bfloat16` of values[values_at + i] for i < 16
-narrow_chunk = intrinsic(_narrow(CHUNK))  # the same for i < 32
+# out[at + i] += values[values_at + i] for i < 32, all float32, and *= likewise
+add_chunk = _by_lane(CHUNK, lambda builder, place, value: builder.fadd(load_as(builder, place, _VECTOR), value))
+multiply_chunk = _by_lane(CHUNK, lambda builder, place, value: builder.fmul(load_as(builder, place, _VECTOR), value))
+# out[at + i] = `math.to_bfloat16` of values[values_at + i] for i < 16, and for i < 32
+narrow_vector = _by_lane(LANES, lambda builder, _, value: narrowed(builder, value))
+narrow_chunk = _by_lane(CHUNK, lambda builder, _, value: narrowed(builder, value))
 
 
 @intrinsic

@@ -24,6 +24,28 @@ _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _CONTRACT = ("contract",)  # allow fused multiply-add, nothing that reorders sums
 
+# Orders of two vectors a and b in each four of lanes: a0 b0 a1 b1, and a2 b2 a3 b3; a0 a1 b0 b1, and a2 a3 b2 b3.
+_FOURS = range(0, LANES, 4)
+ALTERNATE = tuple([lane + k for lane in _FOURS for k in (i, LANES + i, i + 1, LANES + i + 1)] for i in (0, 2))
+PAIR_UP = tuple([lane + k for lane in _FOURS for k in (i, i + 1, LANES + i, LANES + i + 1)] for i in (0, 2))
+
+# The exponential of `math.exp` and `exponential`: Cephes' polynomial.
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * LN2_HIGH is exact
+LN2_LOW = np.float32(-2.12194440e-4)
+EXP_TERMS = tuple(
+    np.float32(term)
+    for term in (
+        1.9875691500e-4,
+        1.3981999507e-3,
+        8.3334519073e-3,
+        4.1665795894e-2,
+        1.6666665459e-1,
+        5.0000001201e-1,
+    )
+)
+MIN_EXPONENT = np.float32(-87.0)
+
 
 @intrinsic
 def bits_to_float(typingctx: Any, bits: Any) -> Any:
@@ -71,6 +93,18 @@ def load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
     wide = builder.zext(bits, ir.VectorType(ir.IntType(32), LANES))
     shift = ir.Constant(wide.type, [16] * LANES)
     return builder.bitcast(builder.shl(wide, shift), _VECTOR)
+
+
+def prefetch_line(builder: Any, pointer: Any) -> None:
+    """Fetch the cache line of an address into the second-level cache."""
+    address, integer = builder.bitcast(pointer, ir.IntType(8).as_pointer()), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [address.type, integer, integer, integer])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(function, [address, *(ir.Constant(integer, flag) for flag in (0, 2, 1))])
+
+
+def _floats(value: Any) -> Any:
+    return ir.Constant(_VECTOR, [float(value)] * LANES)
 
 
 def splat(builder: Any, scalar: Any) -> Any:
@@ -283,54 +317,40 @@ def horizontal_sum(builder: Any, vector: Any) -> Any:
     return _halve(builder, vector, builder.fadd)
 
 
-def _larger(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+def _fold(builder: Any, pointer: Any, size: Any, start: Any, join: Any) -> Any:
+    """Join `size` float32, a multiple of 16, to a vector, lane by lane and in order."""
+    total = cgutils.alloca_once(builder, _VECTOR)
+    builder.store(start, total)
+    with cgutils.for_range(builder, builder.udiv(size, ir.Constant(size.type, LANES))) as loop:
+        at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
+        part = load_as(builder, builder.gep(pointer, [at]), _VECTOR)
+        builder.store(join(builder.load(total), part), total)
+    return builder.load(total)
 
 
 @intrinsic
 def vector_max(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
     """Largest of values[at : at + size], `size` a multiple of 16 and at least that; NaN may be overlooked."""
-    signature = types.float32(values, types.intp, types.intp)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
-        total = cgutils.alloca_once(builder, _VECTOR)
-        builder.store(load_as(builder, pointer, _VECTOR), total)
-        with cgutils.for_range(builder, builder.udiv(args[2], ir.Constant(args[2].type, LANES))) as loop:
-            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-            part = load_as(builder, builder.gep(pointer, [at]), _VECTOR)
-            builder.store(_larger(builder, part, builder.load(total)), total)
-        return _halve(builder, builder.load(total), lambda a, b: _larger(builder, a, b))
+        def larger(a: Any, b: Any) -> Any:
+            return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
-    return signature, codegen
+        pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        return _halve(builder, _fold(builder, pointer, args[2], load_as(builder, pointer, _VECTOR), larger), larger)
+
+    return types.float32(values, types.intp, types.intp), codegen
 
 
 @intrinsic
 def vector_sum(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
     """Sum of values[at : at + size], `size` a multiple of 16."""
-    signature = types.float32(values, types.intp, types.intp)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
-        total = cgutils.alloca_once(builder, _VECTOR)
-        builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
-        with cgutils.for_range(builder, builder.udiv(args[2], ir.Constant(args[2].type, LANES))) as loop:
-            at = builder.mul(loop.index, ir.Constant(loop.index.type, LANES))
-            part = load_vector(builder, builder.gep(pointer, [at]), types.float32)
-            builder.store(builder.fadd(builder.load(total), part), total)
-        return horizontal_sum(builder, builder.load(total))
+        return horizontal_sum(builder, _fold(builder, pointer, args[2], _floats(0), builder.fadd))
 
-    return signature, codegen
-
-
-# The polynomial of `math.exp`, for whole vectors.
-_LOG2_E, _LN2_HIGH, _LN2_LOW = 1.4426950408889634, 0.693359375, -2.12194440e-4
-_EXP_TERMS = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_SMALLEST_EXPONENT = -87.0
-
-
-def _floats(value: float) -> Any:
-    return ir.Constant(_VECTOR, [float(np.float32(value))] * LANES)
+    return types.float32(values, types.intp, types.intp), codegen
 
 
 def exponential(builder: Any, x: Any) -> Any:
@@ -339,16 +359,16 @@ def exponential(builder: Any, x: Any) -> Any:
     floor = cgutils.get_or_insert_function(
         builder.module, ir.FunctionType(_VECTOR, [_VECTOR]), f"llvm.floor.v{LANES}f32"
     )
-    n = builder.call(floor, [multiply_add(builder, x, _floats(_LOG2_E), _floats(0.5))])
-    r = multiply_add(builder, n, _floats(-_LN2_HIGH), x)
-    r = multiply_add(builder, n, _floats(-_LN2_LOW), r)
-    y = _floats(_EXP_TERMS[0])
-    for term in _EXP_TERMS[1:]:
+    n = builder.call(floor, [multiply_add(builder, x, _floats(LOG2_E), _floats(0.5))])
+    r = multiply_add(builder, n, _floats(-LN2_HIGH), x)
+    r = multiply_add(builder, n, _floats(-LN2_LOW), r)
+    y = _floats(EXP_TERMS[0])
+    for term in EXP_TERMS[1:]:
         y = multiply_add(builder, y, r, _floats(term))
     y = builder.fadd(multiply_add(builder, y, builder.fmul(r, r), r), _floats(1))
     exponent = builder.add(builder.fptosi(n, integers), ir.Constant(integers, [127] * LANES))
     power = builder.bitcast(builder.shl(exponent, ir.Constant(integers, [23] * LANES)), _VECTOR)
-    small = builder.fcmp_ordered("<", x, _floats(_SMALLEST_EXPONENT))
+    small = builder.fcmp_ordered("<", x, _floats(MIN_EXPONENT))
     return builder.select(small, _floats(0), builder.fmul(y, power))
 
 
