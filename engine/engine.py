@@ -354,10 +354,7 @@ def _check_config(config: EngineConfig) -> None:
 
 
 def _dtype(dtype: DType) -> torch.dtype:
-    if dtype is DType.AUTO:
-        native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        return torch.bfloat16 if native else torch.float32
-    return torch.bfloat16 if dtype is DType.BFLOAT16 else torch.float32
+    return torch.float32 if dtype is DType.FLOAT32 else torch.bfloat16
 
 
 def _size_cache(config: EngineConfig, checkpoint: Checkpoint) -> tuple[int, int]:

@@ -44,7 +44,7 @@ Adapter = Annotated[
 DTypeOption = Annotated[
     DTypeName | None,
     typer.Option(
-        help="Type of weights and KV cache; auto is bfloat16 where the processor computes it natively.",
+        help="Type of weights and KV cache; auto is bfloat16.",
         show_default="auto",
         rich_help_panel=MODEL,
     ),

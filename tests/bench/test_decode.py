@@ -32,7 +32,8 @@ def test_bytes_of_a_step_are_all_weights_but_those_skipped(tiny: Path, quantize:
     assert whole - none == skippable
     assert bytes_of_step(engine, 0.75) == pytest.approx(none + skippable / 4)
     if quantize is Quantization.NONE:
-        assert whole >= engine.info.weight_bytes - engine.info.vocab_size * engine.info.hidden_size * 4
+        # The embedding is read a row at a time; the last norm is not counted.
+        assert whole >= engine.info.weight_bytes - (engine.info.vocab_size + 1) * engine.info.hidden_size * 4
     assert whole < engine.info.weight_bytes * 2
 
 

@@ -11,14 +11,8 @@ from torch import Tensor
 
 from engine.kernels.cpu import aligned
 from engine.kernels.cpu.down import down_tiles
-from engine.kernels.cpu.integer import (
-    IntegerHidden,
-    IntegerRows,
-    PlainIntegerHidden,
-    PlainIntegerRows,
-    integer_down_tiles,
-    integer_tiles,
-)
+from engine.kernels.cpu.integer import integer_down_tiles, integer_tiles
+from engine.kernels.cpu.integer_rows import IntegerHidden, IntegerRows, PlainIntegerHidden, PlainIntegerRows
 from engine.kernels.cpu.product import PlainRows, TileRows, product_tiles, tile_columns
 from engine.kernels.cpu.quantised import (
     INT4_GROUP,

@@ -40,7 +40,7 @@ def _bfloat16_scalar(builder: Any, pointer: Any) -> Any:
     return splat(builder, builder.bitcast(bits, ir.FloatType()))
 
 
-def _add_scaled(builder: Any, sums: Any, whole: Any, scales: Any, row: Any) -> None:
+def add_scaled(builder: Any, sums: Any, whole: Any, scales: Any, row: Any) -> None:
     """sums += whole * (scales * row) of 16 neurons: pointers to float32 and bfloat16, float32 vector and scalar."""
     factor = builder.fmul(load_vector(builder, scales, types.uint16), splat(builder, row))
     store_as(builder, multiply_add(builder, whole, factor, load_as(builder, sums, _FLOATS)), sums)
@@ -103,7 +103,7 @@ def add_column(
         pointers = [element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 8, 2)]
         sums, high, low, scales = pointers
         whole = _whole(builder, load_as(builder, high, _INTS), load_as(builder, low, _INTS))
-        _add_scaled(builder, sums, whole, scales, args[8])
+        add_scaled(builder, sums, whole, scales, args[8])
         return context.get_dummy_value()
 
     return signature, codegen
@@ -120,7 +120,7 @@ def add_integers(
         sums, whole, scales = (
             element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in range(0, 6, 2)
         )
-        _add_scaled(builder, sums, builder.sitofp(load_as(builder, whole, _INTS), _FLOATS), scales, args[6])
+        add_scaled(builder, sums, builder.sitofp(load_as(builder, whole, _INTS), _FLOATS), scales, args[6])
         return context.get_dummy_value()
 
     return types.void(sums, place, whole, place, scales, place, types.float32), codegen
@@ -205,7 +205,7 @@ def _sums_by_four(builder: Any, parts: list[Any]) -> list[Any]:
     return _add_neighbours(builder, _add_neighbours(builder, parts, ALTERNATE), PAIR_UP)
 
 
-def _total_of_16(builder: Any, parts: list[Any]) -> Any:
+def total_of_16(builder: Any, parts: list[Any]) -> Any:
     """The sums of 16 vectors, as one."""
     halves = _sums_by_four(builder, parts)
     while len(halves) > 1:
@@ -294,7 +294,7 @@ def dot_int8(
                 line = builder.gep(values, [builder.add(begin, builder.mul(size, ir.Constant(_LONG, n)))])
                 prefetch_line(builder, builder.gep(line, [builder.mul(size, ir.Constant(_LONG, 2 * LANES))]))
                 lines.append(builder.xor(load_as(builder, line, _LINE, align=1), _bytes(_OFFSET)))
-            whole = builder.sitofp(_total_of_16(builder, _neuron_sums(builder, high, low, start, lines)), _FLOATS)
+            whole = builder.sitofp(total_of_16(builder, _neuron_sums(builder, high, low, start, lines)), _FLOATS)
             row = builder.load(builder.gep(row_scales, [builder.mul(loop.index, args[5])]))
             neurons = builder.gep(scales, [builder.mul(loop.index, ir.Constant(_LONG, LANES))])
             factor = builder.fmul(load_vector(builder, neurons, types.uint16), splat(builder, row))

@@ -12,7 +12,8 @@ from numba import njit, prange
 from numba.extending import overload, register_jitable
 from numpy.typing import NDArray
 
-import engine.kernels.cpu.integer  # noqa: F401  (registers kernels for quantised weights)
+import engine.kernels.cpu.integer
+import engine.kernels.cpu.integer_plain  # noqa: F401
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention

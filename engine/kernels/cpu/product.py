@@ -17,7 +17,17 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.rows import dots_4x4, dots_8x1, narrow_chunk, place_of, prefetch, transpose16
+from engine.kernels.cpu.rows import (
+    ALONE,
+    NEURONS,
+    TOKENS,
+    dots_alone,
+    dots_together,
+    narrow_chunk,
+    place_of,
+    prefetch,
+    transpose16,
+)
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bfloat16, store, tile_config
 
 BLOCK = 32  # neurons that are multiplied together
@@ -143,15 +153,15 @@ def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, 
 
 
 def _plain_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
-    fours, base = first + (last - first) // 4 * 4, neuron * size
-    for n in range(0, BLOCK, 4):
-        for row in range(first, fours, 4):
+    alone, base, x = first + (last - first) // TOKENS * TOKENS, neuron * size, inputs.values
+    for n in range(0, BLOCK, NEURONS):
+        for row in range(first, alone, TOKENS):
             place = at + (row - first) * stride + n
-            dots_4x4(out, place, stride, inputs.values, row * size, size, weights, base, _CONSECUTIVE, n, size)
-    for n in range(0, BLOCK, 8):
-        for row in range(fours, last):
+            dots_together(out, place, stride, x, row * size, size, weights, base, _CONSECUTIVE, n, size)
+    for n in range(0, BLOCK, ALONE):
+        for row in range(alone, last):
             place = at + (row - first) * stride + n
-            dots_8x1(out, place, stride, inputs.values, row * size, size, weights, base, _CONSECUTIVE, n, size)
+            dots_alone(out, place, stride, x, row * size, size, weights, base, _CONSECUTIVE, n, size)
 
 
 @njit(**OPTIONS)

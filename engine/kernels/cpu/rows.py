@@ -16,6 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 from engine.kernels.cpu.aligned import CACHE_LINE
+from engine.kernels.cpu.isa import has_avx512
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.simd import (
     ALTERNATE,
@@ -74,7 +75,7 @@ def _weight_pointers(builder: Any, base: Any, places: Any, count: int, size: Any
     ]
 
 
-def _dots(num_rows: int, num_vectors: int) -> Any:
+def make_dots(num_rows: int, num_vectors: int) -> Any:
     """Intrinsic for `num_vectors` vectors with `num_rows` rows of weights, all sums in registers."""
 
     @intrinsic
@@ -134,7 +135,11 @@ def _dots(num_rows: int, num_vectors: int) -> Any:
     return dots
 
 
-dots_8x1, dots_4x4 = _dots(8, 1), _dots(4, 4)
+# Neurons that meet one token row, and neurons and token rows that meet each other: all sums fill the vector registers,
+# of which a sum takes one where there is AVX-512, and two of 16 where there is not.
+ALONE = 8 if has_avx512() else 4
+NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 3)
+dots_alone, dots_together = make_dots(ALONE, 1), make_dots(NEURONS, TOKENS)
 
 
 def _add_rows(num_rows: int) -> Any:

@@ -16,10 +16,9 @@ from engine.kernels.cpu.rows import (
     add_listed_rows,
     add_rows_4,
     copy64,
-    dots_4x4,
-    dots_8x1,
     interleave4,
     interleave32,
+    make_dots,
     place_of,
     prefetch,
     transpose16,
@@ -87,8 +86,8 @@ def compiled_dots(dots: Any) -> Callable[..., None]:
     return call
 
 
-# Rows of weights and vectors that each takes at once.
-DOTS = {(8, 1): compiled_dots(dots_8x1), (4, 4): compiled_dots(dots_4x4)}
+# Rows of weights and vectors that each takes at once: with AVX-512, and without.
+DOTS = {shape: compiled_dots(make_dots(*shape)) for shape in [(8, 1), (4, 4), (4, 1), (2, 3)]}
 
 
 def small_integers(*shape: int, seed: int) -> Tensor:
@@ -150,12 +149,24 @@ def test_dots_of_small_integers_are_exact(count: tuple[int, int], size: int, dty
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
 def test_dots_have_the_same_bits_however_many_are_computed_together(size: int, dtype: torch.dtype) -> None:
-    x, weights = normal(4, size, seed=1), normal(8, size, seed=2, dtype=dtype)
+    x, weights = normal(12, size, seed=1), normal(8, size, seed=2, dtype=dtype)
 
-    one_by_one = torch.cat([dots_of((8, 1), x[v : v + 1], weights, list(range(8))) for v in range(4)])
-    together = torch.cat([dots_of((4, 4), x, weights, places) for places in ([0, 1, 2, 3], [4, 5, 6, 7])], dim=1)
+    def all_by(rows: int, vectors: int) -> Tensor:
+        return torch.cat(
+            [
+                torch.cat(
+                    [
+                        dots_of((rows, vectors), x[v : v + vectors], weights, list(range(n, n + rows)))
+                        for n in range(0, 8, rows)
+                    ],
+                    dim=1,
+                )
+                for v in range(0, 12, vectors)
+            ]
+        )
 
-    assert torch.equal(one_by_one, together)
+    first, *others = (all_by(*shape) for shape in DOTS)
+    assert all(torch.equal(first, other) for other in others)
 
 
 @dataclass

@@ -1,0 +1,156 @@
+"""Token rows and act(gate) * up as integers that meet quantised weights: layouts, `pack_row` and `keep_hidden`.
+
+The values of each group of 64 (or 32) become integers of 15 bits and a sign with one scale. AMX takes them in two parts
+of int8, 128 * high + low; vector loops take them whole, as int16.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numba.extending import overload
+from numpy.typing import NDArray
+
+from engine.kernels.cpu.down import hidden_place, keep_hidden
+from engine.kernels.cpu.integer_simd import LOW_BITS
+from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.product import is_kind, pack_row
+from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight
+from engine.kernels.cpu.tiles import ROWS
+
+Array = NDArray[Any]
+
+LARGEST = np.float32(127 << LOW_BITS)  # integer of a group's largest value
+_HALF_LOW = np.int32(1 << (LOW_BITS - 1))
+WORD = 4  # values in a word
+
+
+class IntegerRows(NamedTuple):
+    """Token rows for AMX: words [tiles][in / 4][columns] of four int8, scales and sums [tiles][groups][16]."""
+
+    high: Array  # uint32
+    low: Array  # uint32
+    scales: Array  # float32
+    sums: Array  # float32, sum of a group's values
+
+
+class PlainIntegerRows(NamedTuple):
+    """Token rows without AMX: int16 [rows][in], scales and sums [rows][groups]."""
+
+    values: Array
+    scales: Array
+    sums: Array
+
+
+class IntegerHidden(NamedTuple):
+    """act(gate) * up for `multiply_down`, in tiles of 16 rows and 64 neurons, see `hidden_place`."""
+
+    high: Array  # int8 [rows16 * intermediate]
+    low: Array  # int8
+    scales: Array  # float32 [rows16 * intermediate / 64]
+
+
+class PlainIntegerHidden(NamedTuple):
+    """The same without AMX."""
+
+    values: Array  # int16
+    scales: Array
+
+
+@njit(**OPTIONS)
+def _scale_of(x, at, size):  # type: ignore[no-untyped-def]
+    """What an integer of a group of values is multiplied by."""
+    largest = np.float32(0)
+    for k in range(at, at + size):
+        largest = max(largest, abs(x[k]))
+    return largest / LARGEST
+
+
+@njit(**OPTIONS)
+def _to_integers(x, at, size, scale, out, out_at):  # type: ignore[no-untyped-def]
+    """out = x / scale, rounded; returns the sum."""
+    inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
+    total = np.int32(0)
+    for k in range(size):
+        whole = np.int32(np.rint(x[at + k] * inverse))
+        out[out_at + k] = whole
+        total += whole
+    return total
+
+
+@njit(**OPTIONS)
+def _split(values, size, high, low, at):  # type: ignore[no-untyped-def]
+    """values = 128 * high + low."""
+    for k in range(size):
+        upper = (np.int32(values[k]) + _HALF_LOW) >> np.int32(LOW_BITS)
+        high[at + k] = np.int8(upper)
+        low[at + k] = np.int8(np.int32(values[k]) - (upper << np.int32(LOW_BITS)))
+
+
+def group_size(weights):  # type: ignore[no-untyped-def]
+    """Values that share a scale (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(group_size)
+def _group_size(weights):  # type: ignore[no-untyped-def]
+    if is_kind(weights, Int4Weight):
+        return lambda weights: INT4_GROUP
+    return lambda weights: INT8_GROUP
+
+
+def _pack_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    group = group_size(weights)
+    columns, groups, column, tile = min(num_rows, ROWS), x.size // group, row % ROWS, row // ROWS
+    values = np.empty(group, np.int16)
+    high, low = np.empty(group, np.int8), np.empty(group, np.int8)
+    high_words, low_words = high.view(np.uint32), low.view(np.uint32)
+    for g in range(groups):
+        scale = _scale_of(x, g * group, group)
+        total = _to_integers(x, g * group, group, scale, values, 0)
+        _split(values, group, high, low, 0)
+        place = (tile * groups + g) * ROWS + column
+        inputs.scales[place], inputs.sums[place] = scale, np.float32(total) * scale
+        at = (tile * (x.size // WORD) + g * high_words.size) * columns + column
+        for w in range(high_words.size):
+            inputs.high[at + w * columns], inputs.low[at + w * columns] = high_words[w], low_words[w]
+
+
+def _pack_plain_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    group = group_size(weights)
+    groups = x.size // group
+    for g in range(groups):
+        scale = _scale_of(x, g * group, group)
+        total = _to_integers(x, g * group, group, scale, inputs.values, row * x.size + g * group)
+        inputs.scales[row * groups + g], inputs.sums[row * groups + g] = scale, np.float32(total) * scale
+
+
+@overload(pack_row)
+def _pack_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    if is_kind(inputs, IntegerRows):
+        return _pack_integer_row
+    return _pack_plain_integer_row if is_kind(inputs, PlainIntegerRows) else None
+
+
+@overload(keep_hidden)
+def _keep_hidden(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
+    if is_kind(h, IntegerHidden):
+        return _keep_integers
+    return _keep_plain_integers if is_kind(h, PlainIntegerHidden) else None
+
+
+def _keep_integers(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
+    whole = np.empty(INT8_GROUP, np.int16)
+    for at in range(0, values.size, INT8_GROUP):
+        scale = _scale_of(values, at, INT8_GROUP)
+        _to_integers(values, at, INT8_GROUP, scale, whole, 0)
+        _split(whole, INT8_GROUP, h.high, h.low, hidden_place(row, first + at, intermediate, INT8_GROUP))
+        h.scales[(row * intermediate + first + at) // INT8_GROUP] = scale
+
+
+def _keep_plain_integers(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
+    place = row * intermediate + first
+    for at in range(0, values.size, INT8_GROUP):
+        scale = _scale_of(values, at, INT8_GROUP)
+        _to_integers(values, at, INT8_GROUP, scale, h.values, place + at)
+        h.scales[(place + at) // INT8_GROUP] = scale
