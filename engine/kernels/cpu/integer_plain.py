@@ -30,6 +30,7 @@ def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, 
 
 
 def int8_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    """See `product` (for use in kernels only)."""
     words, row_scales, values, scales = inputs.values, inputs.scales, weights.values, weights.scales
     alone = first + (last - first) // TOKENS * TOKENS
     for n in range(neuron, neuron + BLOCK, NEURONS):
@@ -43,6 +44,7 @@ def int8_product(inputs, rows, first, last, size, weights, neuron, out, at, stri
 
 
 def int4_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    """See `product` (for use in kernels only)."""
     words, factors, sums = inputs.values, inputs.scales, inputs.sums
     values, scales, minima = weights.values, weights.scales, weights.minima
     alone = first + (last - first) // TOKENS * TOKENS
