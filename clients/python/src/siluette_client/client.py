@@ -11,7 +11,7 @@ import httpx
 
 from siluette_client.activation import ActivationLike
 from siluette_client.answers import parse_completion, parse_models
-from siluette_client.configuration import DEFAULT_LIMITS, DEFAULT_TIMEOUT, Configuration
+from siluette_client.configuration import DEFAULT_LIMITS, DEFAULT_RETRY, DEFAULT_TIMEOUT, Configuration
 from siluette_client.errors import SiluetteError, error_of_response, error_of_transport
 from siluette_client.requests import (
     METRICS,
@@ -63,7 +63,7 @@ class Client:
         *,
         api_key: str | None = None,
         timeout: Timeout = DEFAULT_TIMEOUT,
-        retry: RetryPolicy | None = RetryPolicy(),  # noqa: B008  # it is immutable
+        retry: RetryPolicy | None = DEFAULT_RETRY,
         headers: Mapping[str, str] | None = None,
         limits: httpx.Limits = DEFAULT_LIMITS,
         http_client: httpx.Client | None = None,

@@ -13,6 +13,7 @@ from siluette_client.retry import NO_RETRIES, RetryPolicy
 DEFAULT_BASE_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT = httpx.Timeout(600.0, connect=5.0)
 DEFAULT_LIMITS = httpx.Limits(max_connections=1000, max_keepalive_connections=100)
+DEFAULT_RETRY = RetryPolicy()
 BASE_URL_VARIABLE, API_KEY_VARIABLE = "SILUETTE_BASE_URL", "SILUETTE_API_KEY"
 
 try:
