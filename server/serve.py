@@ -36,11 +36,11 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
         ModelLoadError: The model cannot be loaded.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nobody reads
+    listener = _bind(settings.host, settings.port)  # first: a port in use should not cost the time of a load
     # The first process of a container has no default handlers: without one of its own it could not be stopped while it
     # loads. uvicorn sets its own later.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nobody reads
-    listener = _bind(settings.host, settings.port)  # first: a port in use should not cost the time of a load
     engine = AsyncEngine(engine_config, progress=progress)
     app = create_app(engine, settings)
     config = uvicorn.Config(

@@ -4,6 +4,7 @@ nginx runs `deploy/nginx/siluette.conf` with nothing but addresses and ports cha
 """
 
 import asyncio
+import re
 import socket
 import subprocess
 import time
@@ -188,12 +189,45 @@ async def until_busy(server: ServerProcess) -> None:
                 await asyncio.sleep(0.01)
 
 
+async def long_stream(url: str, started: asyncio.Event) -> str:
+    """The last event of a stream that a server is not done with for a while."""
+    request = {"prompt": "Once", "max_tokens": 200, "ignore_eos": True, "stream": True}
+    lines: list[str] = []
+    client = httpx.AsyncClient(base_url=url, timeout=PATIENCE)
+    async with client as http, http.stream("POST", "/v1/completions", json=request) as response:
+        async for line in response.aiter_lines():
+            started.set()
+            lines += [line] if line else []
+    return lines[-1]
+
+
+async def refusals(server: ServerProcess) -> int:
+    """How many requests a server refuses until it is gone."""
+    counted = 0
+    async with httpx.AsyncClient(base_url=server.url, timeout=PATIENCE) as http:
+        while True:
+            try:
+                metrics = (await http.get("/metrics")).text
+            except httpx.TransportError:
+                return counted
+            found = re.findall(r'^siluette_http_requests_total{.*status="503".*} ([\d.e+]+)$', metrics, re.MULTILINE)
+            counted = int(sum(map(float, found)))
+            await asyncio.sleep(0.05)
+
+
 async def test_no_request_fails_while_both_servers_are_replaced(site: Site) -> None:
     async with load_on(site.url, clients=8) as load:
         for index in range(2):
-            await until_busy(site.servers[index])
+            leaving = site.servers[index]
+            await until_busy(leaving)
             before = load.finished
-            assert await asyncio.to_thread(site.servers[index].stop) == 0
+            started = asyncio.Event()
+            stream = asyncio.create_task(long_stream(leaving.url, started))  # it drains for as long as this takes
+            await started.wait()
+            stopped = asyncio.create_task(asyncio.to_thread(leaving.stop))
+            assert await refusals(leaving) > 0  # each of them was served by the other one, for none has failed
+            assert await stopped == 0
+            assert await stream == "data: [DONE]"
             # It is down now, and the other one serves alone.
             successor = await asyncio.to_thread(site.replace, index)
             assert load.finished > before
