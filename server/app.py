@@ -11,7 +11,7 @@ from engine import AsyncEngine
 from server import chat, completions, health, models, tokenize
 from server.documentation import DESCRIPTION
 from server.errors import install_handlers
-from server.middleware import CountRequests, LimitBody
+from server.middleware import CloseWhileLeaving, CountRequests, LimitBody
 from server.services import Services
 from server.settings import ServerSettings
 from server.version import VERSION
@@ -43,5 +43,6 @@ def create_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"]
         )
+    app.add_middleware(CloseWhileLeaving, lifecycle=services.lifecycle)
     app.add_middleware(CountRequests, metrics=services.metrics)
     return app

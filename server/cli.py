@@ -87,11 +87,20 @@ def serve(
         bool | None,
         typer.Option("--access-log", help="Log a line for each HTTP request.", rich_help_panel=SERVER),
     ] = None,
+    drain_delay: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds after SIGTERM in which requests are still taken while /health/ready says 503.",
+            show_default="0.0",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
     shutdown_timeout: Annotated[
         float | None,
         typer.Option(
             min=0,
-            help="Seconds that running requests get to finish after SIGTERM.",
+            help="Seconds that running requests get to finish, from SIGTERM and the drain delay on.",
             show_default="30.0",
             rich_help_panel=SERVER,
         ),

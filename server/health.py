@@ -23,7 +23,7 @@ async def live(services: ServicesDep, response: Response) -> StatusResponse:
 
 @router.get("/health/ready", responses={503: {"model": StatusResponse, "description": "Send no new requests"}})
 async def ready(services: ServicesDep, response: Response) -> StatusResponse:
-    """Whether to send requests here: false while draining and when the engine is dead, never because it is busy."""
+    """Whether to send requests here: false from SIGTERM on and when the engine is dead, never because it is busy."""
     status = _status(services)
     if status != "ok":
         response.status_code = 503
@@ -46,7 +46,7 @@ async def health(services: ServicesDep) -> HealthResponse:
 def _status(services: Services) -> Literal["ok", "draining", "stopped"]:
     if not services.engine.alive:
         return "stopped"
-    return "draining" if services.lifecycle.draining else "ok"
+    return "draining" if services.lifecycle.leaving else "ok"
 
 
 @router.get("/version")

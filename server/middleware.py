@@ -6,6 +6,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
 
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -47,6 +48,30 @@ class CountRequests:
             if not started:  # the answer will be made further out, by Starlette's own handler of last resort
                 count(HTTPStatus.INTERNAL_SERVER_ERROR.value)
             raise
+
+
+class CloseWhileLeaving:
+    """Ends connections with their next answer while the server is on its way out.
+
+    A client that keeps its connection, and with it its choice of server, would otherwise go on sending here.
+    """
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Run as an ASGI application."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def closing_send(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._lifecycle.leaving:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, closing_send)
 
 
 class LimitBody:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -36,6 +38,9 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nobody reads
     listener = _bind(settings.host, settings.port)  # first: a port in use should not cost the time of a load
+    # The first process of a container has no default handlers: without one of its own it could not be stopped while it
+    # loads. uvicorn sets its own later.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     engine = AsyncEngine(engine_config, progress=progress)
     app = create_app(engine, settings)
     config = uvicorn.Config(
@@ -74,9 +79,10 @@ def _bind(host: str, port: int) -> socket.socket:
 class DrainingServer(uvicorn.Server):
     """uvicorn, except that the first signal drains.
 
-    uvicorn alone closes its port at once. Here the port stays open while running requests finish: probes see "not
-    ready" and "alive", new requests get a 503 that says why. At the timeout the engine is shut down, which ends the
-    streams that still run with an error event. A second signal skips the wait.
+    uvicorn alone closes its port at once. Here the port stays open while running requests finish, and probes see "not
+    ready" and "alive". During the drain delay new requests are still served; then they get a 503 that says why. At the
+    timeout the engine is shut down, which ends the streams that still run with an error event. A second signal skips
+    all waiting.
 
     Args:
         config: uvicorn's own.
@@ -88,7 +94,7 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._services = services
         self._on_started = on_started
-        self._deadline: float | None = None
+        self._signalled: float | None = None  # when, on the monotonic clock
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application and listen."""
@@ -97,20 +103,29 @@ class DrainingServer(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by a signal."""
-        if self._deadline is None:
-            self._services.lifecycle.drain()
-            self._deadline = time.monotonic() + self._services.settings.shutdown_timeout
+        if self._signalled is None:
+            self._signalled = time.monotonic()
+            self._services.lifecycle.leave()
+            if not self._services.settings.drain_delay:  # at once, not at the next tick
+                self._services.lifecycle.drain()
         else:
             super().handle_exit(sig, frame)
 
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; true ends the server."""
-        if self._deadline is not None:
-            active = self._services.lifecycle.active
-            expired = self.should_exit or time.monotonic() >= self._deadline
+        if self._signalled is not None:
+            lifecycle, settings = self._services.lifecycle, self._services.settings
+            waited = time.monotonic() - self._signalled - settings.drain_delay
+            if waited < 0 and not self.should_exit:
+                return await super().on_tick(counter)
+            lifecycle.drain()
+            active = lifecycle.active
+            # Tasks, too: a request whose prompt is still being read or encoded is not active yet.
+            busy = active or self.server_state.tasks
+            expired = self.should_exit or waited >= settings.shutdown_timeout
             if expired and active:
                 logger.warning("aborting %d requests that did not finish in time", active)
-            if expired or not active:
+            if expired or not busy:
                 await asyncio.to_thread(self._services.engine.shutdown)
                 return True
         return await super().on_tick(counter)

@@ -26,8 +26,11 @@ class ServerSettings(BaseSettings):
     """Least severe messages that are logged."""
     access_log: bool = False
     """Log a line for each HTTP request."""
+    drain_delay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Seconds after SIGTERM in which new requests are still taken, so that balancers can notice that this server is no
+    longer ready before it refuses anything."""
     shutdown_timeout: float = Field(default=30.0, ge=0, allow_inf_nan=False)
-    """Seconds that running requests get to finish after SIGTERM before they are aborted."""
+    """Seconds that running requests get to finish, from the end of the drain delay, before they are aborted."""
     max_body_bytes: int = Field(default=4 * 1024 * 1024, ge=1024)
     """Longest request body; a longer one is answered with 413."""
     max_prompts: int = Field(default=128, ge=1)

@@ -120,6 +120,7 @@ class TestBadValues:
             (("serve", "./no-such-model", "--port", "0"), "no-such-model"),
             (("serve", "--port", "70000"), "less than or equal to 65535"),
             (("serve", "--shutdown-timeout", "inf"), "shutdown_timeout: Input should be a finite number"),
+            (("serve", "--drain-delay", "inf"), "drain_delay: Input should be a finite number"),
             (("serve", "--dtype", "int8"), "'int8' is not one of 'auto', 'float32', 'bfloat16'"),
             (("serve", "--quantize", "int2"), "'int2' is not one of 'none', 'int8', 'int4'"),
             (

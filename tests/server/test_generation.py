@@ -149,6 +149,18 @@ async def test_a_draining_server_refuses_what_is_new_and_stays_alive(app: FastAP
         assert (await client.get("/health/live")).json() == {"status": "draining"}
 
 
+async def test_a_leaving_server_serves_and_ends_connections_with_the_answer(app: FastAPI) -> None:
+    async with client_of(app) as client:
+        kept = await client.get("/version")
+        app.state.services.lifecycle.leave()
+        answer = await client.post("/v1/completions", json={"prompt": [1, 2], "max_tokens": 2})
+
+        assert "connection" not in kept.headers
+        assert answer.status_code == 200
+        assert answer.headers["connection"] == "close"
+        assert (await client.get("/health/ready")).status_code == 503
+
+
 async def test_the_event_loop_stays_free_while_the_engine_works(app: FastAPI) -> None:
     """Other requests are answered in the middle of long ones."""
     async with client_of(app) as client:

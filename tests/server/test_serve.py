@@ -1,5 +1,6 @@
 """How the server leaves: the first signal drains, the second one skips the wait."""
 
+import asyncio
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -30,10 +31,10 @@ class Leaving:
         return await self._server.on_tick(1)
 
 
-@pytest.fixture(params=[600.0])
+@pytest.fixture(params=[{"shutdown_timeout": 600.0}])
 async def leaving(tiny_model: Path, request: pytest.FixtureRequest) -> AsyncIterator[Leaving]:
     engine = AsyncEngine(tiny_config(tiny_model))
-    app = create_app(engine, ServerSettings(shutdown_timeout=request.param))
+    app = create_app(engine, ServerSettings(**request.param))
     async with app.router.lifespan_context(app):
         services: Services = app.state.services
         yield Leaving(services, DrainingServer(uvicorn.Config(app), services, lambda: None))
@@ -71,7 +72,36 @@ async def test_a_second_signal_skips_the_wait(leaving: Leaving) -> None:
     assert not leaving.services.engine.alive
 
 
-@pytest.mark.parametrize("leaving", [0.0], indirect=True)
+@pytest.mark.parametrize("leaving", [{"drain_delay": 600.0}], indirect=True)
+async def test_during_the_drain_delay_it_is_not_ready_and_takes_requests(leaving: Leaving) -> None:
+    leaving.signal()
+
+    assert not await leaving.ends()
+    assert leaving.services.lifecycle.leaving
+    assert not leaving.services.lifecycle.draining
+
+
+@pytest.mark.parametrize("leaving", [{"drain_delay": 0.05, "shutdown_timeout": 600.0}], indirect=True)
+async def test_after_the_drain_delay_it_refuses_and_waits_for_what_runs(leaving: Leaving) -> None:
+    leaving.services.lifecycle.begin()
+    leaving.signal()
+    await asyncio.sleep(0.1)
+
+    assert not await leaving.ends()
+    assert leaving.services.lifecycle.draining
+    leaving.services.lifecycle.end()
+    assert await leaving.ends()
+
+
+@pytest.mark.parametrize("leaving", [{"drain_delay": 600.0}], indirect=True)
+async def test_a_second_signal_skips_the_drain_delay(leaving: Leaving) -> None:
+    leaving.signal()
+    leaving.signal()
+
+    assert await leaving.ends()
+
+
+@pytest.mark.parametrize("leaving", [{"shutdown_timeout": 0.0}], indirect=True)
 async def test_the_timeout_ends_the_wait(leaving: Leaving) -> None:
     leaving.services.lifecycle.begin()
     leaving.signal()

@@ -15,7 +15,14 @@ def test_environment_sets_what_arguments_do_not(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"port": 70000}, {"shutdown_timeout": -1}, {"shutdown_timeout": float("inf")}, {"log_level": "loud"}]
+    "bad",
+    [
+        {"port": 70000},
+        {"shutdown_timeout": -1},
+        {"drain_delay": -1},
+        {"shutdown_timeout": float("inf")},
+        {"log_level": "loud"},
+    ],
 )
 def test_values_out_of_range(bad: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(bad))):
