@@ -1,6 +1,7 @@
 """The CPU image, built by carrying out its Dockerfile in a clean Debian root, and run as strictly as Kubernetes can.
 
-It takes minutes: a Debian and PyTorch are installed, and kernels are compiled.
+It takes minutes: a Debian and PyTorch are installed, and kernels are compiled. So it runs only when asked for, with
+`pytest -m image`.
 """
 
 import os
@@ -20,7 +21,7 @@ import pytest
 from scripts.rehearse_image import Stage, build, run_command
 from tests.deploy.debian import find_program
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.image]
 
 DOCKERFILE = Path(__file__).parents[2] / "docker" / "cpu.Dockerfile"
 BUILD_TOOLS = (
