@@ -13,6 +13,7 @@ import httpx
 import pytest
 import yaml
 
+from scripts.plot_dashboard import legend_of, plot
 from tests.debian_programs import find_program
 from tests.deploy.test_dashboard import PANELS
 from tests.deploy.test_prometheus_rules import PROMETHEUS, RULES
@@ -222,3 +223,15 @@ def test_series_are_few(busy_server: ServerProcess, prometheus: Prometheus) -> N
     series = prometheus.query('count({__name__=~"siluette_.*", job="siluette"})')
 
     assert float(series[0]["value"][1]) < 1000
+
+
+def test_the_dashboard_can_be_drawn_without_grafana(prometheus: Prometheus, tmp_path: Path) -> None:
+    picture = tmp_path / "images" / "dashboard.png"
+
+    plot(prometheus.url, minutes=1, window="5m", path=picture)
+
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_series_are_named_by_their_labels() -> None:
+    assert legend_of("{{mode}} p95", {"mode": "relu", "job": "siluette"}) == "relu p95"
