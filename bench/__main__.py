@@ -3,7 +3,7 @@
 import argparse
 import importlib
 
-BENCHMARKS = ("engine_throughput", "http_overhead", "serving", "relu_speed")
+BENCHMARKS = ("engine_throughput", "http_overhead", "observability", "serving", "relu_speed")
 NAMED_ONLY = ("pretraining", "peers")  # one takes a corpus, the other installs other servers; both take long
 
 

@@ -31,6 +31,7 @@ from engine.runner import Runner, StepResult
 from engine.sampler import SampledToken
 from engine.sampling_params import SamplingParams
 from engine.scheduler import Scheduler, StepPlan
+from engine.step_clock import StepPhase
 from engine.threads import use_threads
 from engine.tokenizer import load_tokenizer
 
@@ -193,15 +194,19 @@ class Engine:
         Returns:
             What is new, one piece for each request that moved.
         """
-        start = time.perf_counter()
+        start, clock = time.perf_counter(), self._runner.clock
+        clock.start()
         plan = self._scheduler.schedule()
         if not plan.scheduled:
             return []
+        _end_waiting(plan)
+        clock.lap(StepPhase.SCHEDULE)
         try:
             outputs = self._advance_all(plan, self._runner.run(plan))
         except BaseException:  # Ctrl-C in a notebook, too: the cache must not promise what was never written
             self._scheduler.abandon(plan)
             raise
+        clock.lap(StepPhase.DELIVER)
         self._steps += 1
         self._step_seconds += time.perf_counter() - start
         return outputs
@@ -300,6 +305,7 @@ class Engine:
             activation=request.activation,
             seed=request.seed,
             samples=[],
+            queue_seconds=sequence.queue_seconds or 0.0,
         )
 
     @property
@@ -315,7 +321,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """Snapshot of all counters. Any thread may call it; figures may be one step apart from each other."""
         zeros, elements = self._runner.backend.sparsity.by_mode()
-        pool, scheduler = self._pool, self._scheduler
+        pool, scheduler, runner = self._pool, self._scheduler, self._runner
+        draws, work = runner.backend.draws, runner.work
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -333,8 +340,24 @@ class Engine:
             prefix_cache_hits=scheduler.cache_hits,
             ffn_zeros=zeros,
             ffn_elements=elements,
-            ffn_rows=dict(self._runner.ffn_rows),
+            ffn_rows=dict(runner.ffn_rows),
+            ffn_neurons={"read": work.neurons_read, "skipped": work.neurons_skipped},
+            ffn_flops={mode: work.dense_flops(sum(counts)) for mode, counts in elements.items()},
+            ffn_flops_skipped=work.flops_skipped,
+            weight_bytes_read=work.weight_bytes,
+            negatives=draws.negatives,
+            negatives_kept=draws.kept,
+            negatives_expected=draws.expected,
+            phase_seconds={str(phase): seconds for phase, seconds in runner.clock.seconds.items()},
         )
+
+
+def _end_waiting(plan: StepPlan) -> None:
+    """Note how long the sequences waited that a plan holds for the first time."""
+    for item in plan.scheduled:
+        sequence = item.sequence
+        if sequence.queue_seconds is None:
+            sequence.queue_seconds = time.monotonic() - sequence.request.arrival
 
 
 def _check_config(config: EngineConfig) -> None:

@@ -46,6 +46,13 @@ class EngineStats:
         prefix_cache_queries: Tokens looked up in the prefix cache; `prefix_cache_hits` of them were there.
         ffn_zeros: By mode, a list over layers: elements of act(gate) that were exactly 0, of `ffn_elements`.
         ffn_rows: RELU token rows by feed-forward path.
+        ffn_neurons: Neurons whose weights in `up` and `down` were "read" or "skipped", counted in each step and layer.
+        ffn_flops: Operations that the feed-forward takes without skipping, by mode; RELU rows were spared
+            `ffn_flops_skipped` of theirs.
+        weight_bytes_read: Bytes of weights that steps read.
+        negatives: Negative gate values in stochastic mode; `negatives_kept` of them went through SILU, and
+            `negatives_expected` is what their requests' p would give on average.
+        phase_seconds: Duration of all steps by `engine.step_clock.StepPhase`.
     """
 
     running: int
@@ -65,3 +72,11 @@ class EngineStats:
     ffn_zeros: dict[ActivationMode, list[int]]
     ffn_elements: dict[ActivationMode, list[int]]
     ffn_rows: dict[str, int]
+    ffn_neurons: dict[str, int]
+    ffn_flops: dict[ActivationMode, int]
+    ffn_flops_skipped: int
+    weight_bytes_read: int
+    negatives: int
+    negatives_kept: int
+    negatives_expected: float
+    phase_seconds: dict[str, float]

@@ -73,11 +73,12 @@ class RequestOutput:
     samples: list[SampleOutput]
     prompt_logprobs: tuple[float, ...] | None = None  # of all tokens but the first, if the prompt is scored
     finished: bool = False  # every sample has its finish reason
+    queue_seconds: float = 0.0  # from submission until the first of these samples had a place in the batch
 
     def extend(self, piece: "RequestOutput") -> None:
         """Append the next piece of the same request, sample by sample.
 
-        `num_cached_tokens` stays that of the first piece, which the first sample began.
+        `num_cached_tokens` and `queue_seconds` stay those of the first piece, which the first sample began.
         """
         by_index = {sample.index: sample for sample in self.samples}
         for sample in piece.samples:

@@ -97,6 +97,7 @@ class Sequence:
         "num_cached",
         "num_computed",
         "num_registered",
+        "queue_seconds",
         "request",
         "sampling_key",
         "threshold",
@@ -111,6 +112,7 @@ class Sequence:
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.block_ids: list[int] = []
         self.num_computed = 0  # tokens whose keys and values are in the cache
+        self.queue_seconds: float | None = None  # from the request's arrival to its first step; None until then
         self.was_admitted = False  # if only to be preempted later
         self.num_cached = 0  # of the prompt, taken from the prefix cache when it was first admitted
         self.num_registered = 0  # blocks the prefix cache knows

@@ -12,6 +12,7 @@ from torch import Tensor
 from engine.activation import ALWAYS_SILU, MODE_CODE, Activation, ActivationMode, ActivationRows
 from engine.config import EngineConfig, FfnPath, KernelSet
 from engine.ffn_router import FfnRouter
+from engine.ffn_work import FfnWork
 from engine.kernels.backend import Backend
 from engine.kernels.cpu.backend import CpuBackend
 from engine.kernels.reference import ReferenceBackend
@@ -24,6 +25,7 @@ from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, StepPlan
 from engine.scorer import score_tokens
 from engine.step import StepInputs
+from engine.step_clock import StepClock, StepPhase
 
 IntArray = NDArray[np.integer[Any]]
 
@@ -55,6 +57,11 @@ class Runner:
         config: Engine configuration.
         num_blocks: Size of the KV cache.
         progress: Called with a line of text before each long step.
+
+    Attributes:
+        clock: Where the time of steps goes. Whoever plans a step starts it.
+        work: What steps read and were spared.
+        ffn_rows: RELU rows by the path they took.
     """
 
     def __init__(
@@ -69,17 +76,37 @@ class Runner:
         path = config.ffn_path if may_skip and config.kernels is not KernelSet.REFERENCE else FfnPath.DENSE
         self.router = FfnRouter(path, self.backend.measure_ffn_costs)
         self._sampler = Sampler()
-        self.ffn_rows = {"sparse": 0, "dense": 0}  # RELU rows by the path they took
+        self.clock = StepClock()
+        shape = checkpoint.config
+        neurons = shape.num_layers * shape.intermediate_size
+        self.work = FfnWork(shape.hidden_size, neurons, self.backend.weight_sizes)
+        self.ffn_rows = {"sparse": 0, "dense": 0}
         self._warm_up()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens, and the log-probabilities that it wants."""
         step = self._inputs(plan)
+        self.clock.lap(StepPhase.PREPARE)
+        before = self.backend.sparsity.share(ActivationMode.RELU)
         hidden = self.backend.forward(step)
-        rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
-        tokens = self._sample(self.backend.logits(hidden[step.sample_rows]), rows)
-        return StepResult(tokens, self._score(hidden, step))
+        self.clock.lap(StepPhase.LAYERS)
+        logits = self.backend.logits(hidden[step.sample_rows])
+        self.clock.lap(StepPhase.HEAD)
+        tokens = self._sample(logits, [_sampling_row(item) for item in plan.scheduled if item.samples])
+        result = StepResult(tokens, self._score(hidden, step))
+        self.clock.lap(StepPhase.SAMPLE)
+        self._count_work(step, before)
+        return result
+
+    def _count_work(self, step: StepInputs, before: tuple[int, int]) -> None:
+        """Count what a step read and was spared, given the zeros and elements of RELU mode before it."""
+        zeros, elements = self.backend.sparsity.share(ActivationMode.RELU)
+        config = self.backend.config
+        relu_rows = (elements - before[1]) // (config.num_layers * config.intermediate_size)
+        heads = (len(step.sample_rows) > 0) + -(-len(step.score_rows) // SCORE_ROWS)
+        neurons = self.backend.neurons_read if step.skip_zeros else None
+        self.work.add(len(step.token_ids), heads, neurons, relu_rows, zeros - before[0])
 
     def _sample(self, logits: Tensor, rows: list[SamplingRow]) -> list[SampledToken | None]:
         """The next token of each row; None where there is none to draw."""
@@ -117,7 +144,8 @@ class Runner:
             sequence.block_ids.append(0)
             scheduled.append(ScheduledSequence(sequence, start=0, count=2, samples=True))
         self.run(StepPlan(tuple(scheduled)))
-        self.backend.sparsity.reset()
+        for counters in (self.backend.sparsity, self.backend.draws, self.clock, self.work):
+            counters.reset()
         self.ffn_rows = dict.fromkeys(self.ffn_rows, 0)
 
     def _inputs(self, plan: StepPlan) -> StepInputs:

@@ -30,7 +30,7 @@ def kept_pins() -> dict[str, str]:
 def resolve(kept: dict[str, str]) -> dict[str, str]:
     """What pip would install into an empty environment for the project with all its extras: name to version."""
     command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", "-"]
-    command += [f"torch=={kept['torch']}", f"{ROOT}[dev,eval,ray,train]"]
+    command += [f"torch=={kept['torch']}", f"{ROOT}[dev,eval,otel,ray,train]"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     packages = [item["metadata"] for item in report["install"]]
     return {package["name"]: package["version"].split("+")[0] for package in packages}

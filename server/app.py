@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -16,13 +17,21 @@ from server.services import Services
 from server.settings import ServerSettings
 from server.version import VERSION
 
+if TYPE_CHECKING:
+    from server.tracing import RequestTracer  # needs an extra
 
-def create_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
+
+def create_app(engine: AsyncEngine, settings: ServerSettings, tracer: "RequestTracer | None" = None) -> FastAPI:
     """The application for an engine that is loaded and not started: its lifespan starts it and shuts it down.
 
     `app.state.services` holds what the routes share.
+
+    Args:
+        engine: Answers the requests.
+        settings: How to serve them.
+        tracer: Traces them, if at all; the lifespan shuts it down.
     """
-    services = Services.create(engine, settings)
+    services = Services.create(engine, settings, tracer)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -31,6 +40,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings) -> FastAPI:
             yield
         finally:
             await asyncio.to_thread(engine.shutdown)
+            if tracer is not None:
+                await asyncio.to_thread(tracer.shutdown)
 
     app = FastAPI(title="Siluette", version=VERSION, description=DESCRIPTION, lifespan=lifespan)
     app.state.services = services

@@ -37,7 +37,7 @@ async def create_chat_completion(
     with _fields_as_sent(body):
         sampling, activation = body.to_sampling(), body.activation.to_activation()
         prompt = await encode_messages(tokenizer, body.messages)
-        generation = Generation.submit(services, "chatcmpl", [prompt], sampling, activation)
+        generation = Generation.submit(services, "chatcmpl", [prompt], sampling, activation, request.headers)
     if body.stream:
         head = generation.head("chat.completion.chunk")
         choices = _ChoiceStream(tokenizer)

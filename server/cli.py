@@ -127,6 +127,15 @@ def serve(
             rich_help_panel=SERVER,
         ),
     ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request; needs the extra 'otel'.",
+            metavar="URL",
+            show_default="none",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
     adapter: opt.Adapter = None,
     dtype: opt.DTypeOption = None,
     quantize: opt.Quantize = None,

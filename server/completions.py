@@ -34,7 +34,7 @@ async def create_completion(
     services.check_model(body.model)
     sampling, activation = body.to_sampling(), body.activation.to_activation()
     prompts = await _encode(services, body.prompt)
-    generation = Generation.submit(services, "cmpl", prompts, sampling, activation)
+    generation = Generation.submit(services, "cmpl", prompts, sampling, activation, request.headers)
     head = generation.head("text_completion")
     echoes = await asyncio.to_thread(_echoes, services, body, prompts) if body.echo else [""] * len(prompts)
     if body.stream:

@@ -2,14 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 from engine import Activation, EngineStopped, InvalidRequest, RequestOutput, RequestStream, SamplingParams
 from server.responses import ActivationUsed, AnswerEnd, AnswerHead, Usage, activation_used
 from server.services import Services
+
+if TYPE_CHECKING:
+    from server.tracing import RequestTrace  # needs an extra
 
 
 class Generation:
@@ -22,14 +26,24 @@ class Generation:
         aborted: Whether the client left.
     """
 
-    def __init__(self, services: Services, request_id: str, streams: Sequence[RequestStream], n: int) -> None:
+    def __init__(
+        self,
+        services: Services,
+        request_id: str,
+        streams: Sequence[RequestStream],
+        n: int,
+        trace: "RequestTrace | None" = None,
+    ) -> None:
         self.id = request_id
         self.created = int(time.time())
         self.n = n
         self.aborted = False
         self._services = services
         self._streams = streams
-        self._observers = [services.metrics.observe_prompt(stream.activation.mode) for stream in streams]
+        self._trace = trace
+        self._observers = [
+            services.metrics.observe_prompt(stream.activation.mode, stream.num_prompt_tokens) for stream in streams
+        ]
         self._completion_tokens = 0
         self._cached_tokens: dict[int, int] = {}  # by prompt, of its first sample
 
@@ -41,31 +55,33 @@ class Generation:
         prompts: Sequence[Sequence[int]],
         sampling: SamplingParams,
         activation: Activation,
+        headers: Mapping[str, str],
     ) -> "Generation":
         """Hand the prompts to the engine, all or none.
+
+        Args:
+            services: Of the application.
+            id_prefix: What the answer's id begins with.
+            prompts: Token ids of each.
+            sampling: Of all of them.
+            activation: Of all of them.
+            headers: Of the HTTP request; they may name the trace that it belongs to.
 
         Raises:
             InvalidRequest: A prompt or a parameter can never work, or there are too many prompts and samples.
             EngineOverloaded: There is no room in the queue.
             EngineStopped: The server is shutting down or the engine is dead.
         """
-        if services.lifecycle.draining:
-            raise EngineStopped("the server is shutting down and takes no new requests")
-        most = services.engine.config.max_waiting
-        if len(prompts) * sampling.n > most:
-            raise InvalidRequest(f"{len(prompts)} prompts times n = {sampling.n} is more than {most} sequences", "n")
         request_id = f"{id_prefix}-{uuid4().hex}"
-        streams: list[RequestStream] = []
+        if services.tracer is None:
+            return cls(services, request_id, _submit(services, request_id, prompts, sampling, activation), sampling.n)
+        trace = services.tracer.begin(id_prefix, services.model_name, sampling, activation, headers)
         try:
-            for number, token_ids in enumerate(prompts):
-                stream = services.engine.submit(token_ids, sampling, activation, request_id=f"{request_id}-{number}")
-                streams.append(stream)
-                sampling, activation = replace(sampling, seed=stream.seed), stream.activation
-        except BaseException:
-            for stream in streams:
-                stream.abort()
+            streams = _submit(services, request_id, prompts, sampling, activation)
+        except BaseException as error:
+            trace.refused(error)
             raise
-        return cls(services, request_id, streams, sampling.n)
+        return cls(services, request_id, streams, sampling.n, trace)
 
     @property
     def seed(self) -> int:
@@ -116,7 +132,7 @@ class Generation:
             EngineStopped: The engine died.
         """
         unfinished = dict(enumerate(self._observers))
-        failed = False
+        failure: Exception | None = None
         self._services.lifecycle.begin()
         try:
             async with aclosing(_merge(self._streams)) as pieces:
@@ -127,17 +143,33 @@ class Generation:
                     if piece.finished and not self.aborted:
                         unfinished.pop(number).finished()
                     yield number, piece
-        except Exception:
-            failed = True
+        except Exception as error:
+            failure = error
             raise
         finally:
             for number, observer in unfinished.items():
                 self._streams[number].abort()
-                if failed:
+                if failure is not None:
                     observer.failed()
                 else:
                     observer.aborted()
+            if self._trace is not None:
+                self._end_trace(self._trace, failure)
             self._services.lifecycle.end()
+
+    def _end_trace(self, trace: "RequestTrace", failure: Exception | None) -> None:
+        from server.tracing import AnswerFacts  # needs an extra, which is there if there is a trace
+
+        usage = self.usage
+        facts = AnswerFacts(
+            id=self.id,
+            seed=self.seed,
+            activation=self._streams[0].activation,
+            input_tokens=usage["prompt_tokens"],
+            cached_tokens=usage["prompt_tokens_details"]["cached_tokens"],
+            output_tokens=usage["completion_tokens"],
+        )
+        trace.ended(facts, [observer.times for observer in self._observers], failure)
 
     async def collect(self) -> list[RequestOutput]:
         """Wait for the end; one whole output for each prompt (fewer if the client left).
@@ -153,6 +185,32 @@ class Generation:
                 else:
                     outputs[number] = piece
         return [outputs[number] for number in sorted(outputs)]
+
+
+def _submit(
+    services: Services,
+    request_id: str,
+    prompts: Sequence[Sequence[int]],
+    sampling: SamplingParams,
+    activation: Activation,
+) -> list[RequestStream]:
+    """A stream for each prompt; see `Generation.submit`."""
+    if services.lifecycle.draining:
+        raise EngineStopped("the server is shutting down and takes no new requests")
+    most = services.engine.config.max_waiting
+    if len(prompts) * sampling.n > most:
+        raise InvalidRequest(f"{len(prompts)} prompts times n = {sampling.n} is more than {most} sequences", "n")
+    streams: list[RequestStream] = []
+    try:
+        for number, token_ids in enumerate(prompts):
+            stream = services.engine.submit(token_ids, sampling, activation, request_id=f"{request_id}-{number}")
+            streams.append(stream)
+            sampling, activation = replace(sampling, seed=stream.seed), stream.activation
+    except BaseException:
+        for stream in streams:
+            stream.abort()
+        raise
+    return streams
 
 
 async def _merge(streams: Sequence[RequestStream]) -> AsyncGenerator[tuple[int, RequestOutput], None]:

@@ -16,6 +16,7 @@ from engine import AsyncEngine, EngineConfig
 from server.app import create_app
 from server.services import Services
 from server.settings import ServerSettings
+from server.tracing_setup import create_tracer
 
 logger = logging.getLogger(__name__)
 
@@ -34,15 +35,17 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
     Raises:
         OSError: The address cannot be listened on.
         ModelLoadError: The model cannot be loaded.
+        InvalidConfig: Options do not fit the model, or traces are asked for without the extra `otel`.
     """
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter, which nobody reads
     listener = _bind(settings.host, settings.port)  # first: a port in use should not cost the time of a load
+    tracer = create_tracer(settings)  # likewise: a missing package
     # The first process of a container has no default handlers: without one of its own it could not be stopped while it
     # loads. uvicorn sets its own later.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     engine = AsyncEngine(engine_config, progress=progress)
-    app = create_app(engine, settings)
+    app = create_app(engine, settings, tracer)
     config = uvicorn.Config(
         app,
         loop="auto",

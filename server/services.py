@@ -3,7 +3,7 @@
 import hashlib
 import time
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import torch
 from fastapi import Depends, Request
@@ -15,6 +15,9 @@ from server.metrics import ServerMetrics
 from server.settings import ServerSettings
 from server.version import VERSION
 
+if TYPE_CHECKING:
+    from server.tracing import RequestTracer  # needs an extra
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -24,6 +27,7 @@ class Services:
         model_name: Name of the model in the API.
         fingerprint: Changes with anything that may change the tokens of a seeded request.
         started: Unix time of the start.
+        tracer: Traces requests; None if nobody asked for it.
     """
 
     engine: AsyncEngine
@@ -33,12 +37,14 @@ class Services:
     model_name: str
     fingerprint: str
     started: int
+    tracer: "RequestTracer | None" = None
 
     @classmethod
-    def create(cls, engine: AsyncEngine, settings: ServerSettings) -> "Services":
+    def create(cls, engine: AsyncEngine, settings: ServerSettings, tracer: "RequestTracer | None" = None) -> "Services":
         """Services around a loaded engine."""
         name = settings.served_model_name or engine.info.name
-        return cls(engine, settings, ServerMetrics(engine), Lifecycle(), name, _fingerprint(engine), int(time.time()))
+        metrics, fingerprint = ServerMetrics(engine), _fingerprint(engine)
+        return cls(engine, settings, metrics, Lifecycle(), name, fingerprint, int(time.time()), tracer)
 
     def check_model(self, name: str | None) -> None:
         """Refuse a request for another model; None asks for no one in particular.

@@ -37,3 +37,5 @@ class ServerSettings(BaseSettings):
     """Most prompts in one completion request."""
     cors_origins: list[str] = []
     """Origins whose pages may call the API from a browser; none by default."""
+    otlp_endpoint: str | None = Field(default=None, pattern="^https?://")
+    """Address of an OpenTelemetry collector (OTLP over HTTP) that gets a trace of each request; none by default."""

@@ -5,7 +5,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from engine.draw_counters import DrawCounters
 from engine.ffn_router import FfnCosts
+from engine.ffn_work import WeightSizes
 from engine.kv_cache import KVCache
 from engine.models.config import DecoderConfig, DecoderWeights
 from engine.models.weights import tensors_of
@@ -21,6 +23,9 @@ class Backend(ABC):
 
     Attributes:
         sparsity: Counts of the feed-forward's zeros.
+        draws: Counts of what stochastic rows drew.
+        neurons_read: Neurons, over all layers, whose weights in `up` and `down` the last `forward` read; None where a
+            backend does not skip any, or does not know.
     """
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, cache: KVCache) -> None:
@@ -28,6 +33,8 @@ class Backend(ABC):
         self.weights = weights
         self.cache = cache
         self.sparsity = SparsityCounters(config.num_layers)
+        self.draws = DrawCounters()
+        self.neurons_read: int | None = None
 
     @abstractmethod
     def forward(self, step: StepInputs) -> Tensor:
@@ -45,6 +52,19 @@ class Backend(ABC):
     def weight_bytes(self) -> int:
         """Memory of the weights."""
         return sum(tensor.nbytes for tensor in tensors_of(self.weights))
+
+    @property
+    def weight_sizes(self) -> WeightSizes:
+        """Memory of the weights by how a step reads them."""
+        stacked, weights = self.weights.stacked, self.weights
+        parts = (getattr(stacked, name) for name in type(stacked).__slots__)
+        neurons = self.config.num_layers * self.config.intermediate_size
+        return WeightSizes(
+            layers=sum(part.nbytes for part in parts if part is not None),
+            neuron=(stacked.up.nbytes + stacked.down.nbytes) // neurons,
+            head=weights.lm_head.nbytes + weights.final_norm.nbytes,
+            embedding_row=weights.embedding[0].nbytes,
+        )
 
     @abstractmethod
     def describe(self) -> dict[str, str]:

@@ -21,11 +21,14 @@ class ReferenceBackend(Backend):
         self._cos, self._sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
         x = self.weights.embedding[step.token_ids].float()
         self._zeros: list[Tensor] = []
+        self._kept: list[Tensor] = []
         for index, layer in enumerate(self.weights.layers):
             x = x + self._attention(index, layer, self._norm(x, layer.input_norm), step)
             x = x + self._feed_forward(index, layer, self._norm(x, layer.post_norm), step)
-        zeros = torch.stack(self._zeros).numpy()
-        self.sparsity.add(step.activations.mode.numpy(), zeros, self.config.intermediate_size)
+        zeros, kept = torch.stack(self._zeros).numpy(), torch.stack(self._kept).numpy()
+        modes = step.activations.mode.numpy()
+        self.sparsity.add(modes, zeros, self.config.intermediate_size)
+        self.draws.add(modes, step.activations.threshold.numpy(), zeros, kept)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -76,6 +79,7 @@ class ReferenceBackend(Backend):
         """Gated feed-forward of one layer."""
         activated = apply_activation(functional.linear(x, weights.gate), step.activations, layer)
         self._zeros.append((activated == 0).sum(-1))
+        self._kept.append((activated < 0).sum(-1))
         return (activated * functional.linear(x, weights.up)) @ weights.down
 
     def describe(self) -> dict[str, str]:

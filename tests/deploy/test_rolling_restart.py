@@ -17,7 +17,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from tests.deploy.debian import find_program
+from tests.debian_programs import find_program
 from tests.e2e.conftest import ServerProcess, start_server
 
 pytestmark = pytest.mark.slow
@@ -81,9 +81,9 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     folder = tmp_path_factory.mktemp("site")
-    program = find_program("nginx", "nginx", folder / "packages")
+    program = find_program("nginx", "nginx", request.config.cache)
     ports = [free_port(), free_port()]
     options = ("--allow-untuned-activations", "--shutdown-timeout", str(PATIENCE))
     port = free_port()

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from scripts.rehearse_image import Stage, build, run_command
-from tests.deploy.debian import find_program
+from tests.debian_programs import find_program
 
 pytestmark = [pytest.mark.slow, pytest.mark.image]
 
@@ -32,11 +32,11 @@ PATIENCE = 900.0  # seconds for a server to compile its kernels on a slow machin
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Stage:
+def image(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a root file system with several owners needs Linux and root")
     folder = tmp_path_factory.mktemp("image")
-    mmdebstrap = find_program("mmdebstrap", "mmdebstrap", folder / "packages")
+    mmdebstrap = find_program("mmdebstrap", "mmdebstrap", request.config.cache)
     arguments = {} if reachable("https://download.pytorch.org/whl/cpu") else {"TORCH_INDEX": ""}
     return build(DOCKERFILE, folder / "root", arguments, f"perl {mmdebstrap}")
 

@@ -348,3 +348,50 @@ def test_widths_that_the_cpu_kernels_cannot_take_are_refused(
     with pytest.raises(UnsupportedArchitecture, match=f"{problem}.*reference kernels"):
         tiny.decoder("cpu")
     assert_close(logits_in_steps(tiny.decoder("reference"), tokens, [LENGTH]), tiny.expected(tokens))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cpu-vectors"])
+class TestCounts:
+    def test_of_draws_are_those_of_the_reference(self, llama: Tiny, backend: str) -> None:
+        chunks = [
+            Chunk(prompt(9, seed), 0, blocks_of(seed, 9, 4), activation)
+            for seed, activation in enumerate((SILU, STOCHASTIC, replace(STOCHASTIC, p=0.2), RELU))
+        ]
+        found, expected = llama.decoder(backend), llama.decoder("reference")
+
+        for decoder in (found, expected):
+            decoder.forward(step_inputs(chunks))
+
+        assert expected.draws.negatives > 0
+        assert found.draws.negatives == pytest.approx(expected.draws.negatives, rel=0.01)  # signs of tiny values differ
+        assert found.draws.kept == pytest.approx(expected.draws.kept, rel=0.01)
+        assert found.draws.kept == pytest.approx(found.draws.expected, rel=0.2)
+
+    def test_of_neurons_without_skipping_are_all(self, llama: Tiny, backend: str) -> None:
+        decoder, config = llama.decoder(backend), llama.checkpoint.config
+
+        decoder.forward(step_inputs([Chunk(prompt(5), 0, blocks_of(0, 5), RELU)]))
+
+        assert decoder.neurons_read == config.num_layers * config.intermediate_size
+
+    def test_of_neurons_that_one_row_needs_are_its_active_ones(self, llama: Tiny, backend: str) -> None:
+        decoder = llama.decoder(backend)
+
+        decoder.forward(step_inputs([Chunk(prompt(1), 0, blocks_of(0, 1), RELU)], sparse=True))
+
+        zeros, elements = decoder.sparsity.share(ActivationMode.RELU)
+        assert 0 < zeros < elements
+        assert decoder.neurons_read == elements - zeros
+
+    def test_of_neurons_that_some_row_needs_are_their_union(self, llama: Tiny, backend: str) -> None:
+        decoder, config = llama.decoder(backend), llama.checkpoint.config
+
+        decoder.forward(step_inputs([Chunk(prompt(4), 0, blocks_of(0, 4), RELU)], sparse=True))
+
+        zeros, elements = decoder.sparsity.share(ActivationMode.RELU)
+        assert decoder.neurons_read is not None
+        assert (
+            (elements - zeros) / 4
+            < decoder.neurons_read
+            < min(elements - zeros, config.num_layers * config.intermediate_size)
+        )

@@ -52,7 +52,7 @@ def activate(values, first, threshold, key_0, key_1, position, is_silu, layer, i
         words: Scratch, uint32 [n].
 
     Returns:
-        How many values are exactly 0.
+        How many values are exactly 0; and how many are negative, which SILU kept, of a stochastic row (else 0).
     """
     if threshold == _ALWAYS and (is_silu or not identity):
         for j in range(values.size):
@@ -64,4 +64,8 @@ def activate(values, first, threshold, key_0, key_1, position, is_silu, layer, i
     zeros = 0
     for j in range(values.size):
         zeros += values[j] == _ZERO
-    return zeros
+    kept = 0
+    if not is_silu and threshold != _NEVER:
+        for j in range(values.size):
+            kept += values[j] < _ZERO
+    return zeros, kept

@@ -14,6 +14,7 @@ from engine.activation import MODE_CODE, ActivationMode, PositiveBranch
 from engine.config import Quantization
 from engine.errors import UnsupportedArchitecture
 from engine.ffn_router import FfnCosts
+from engine.ffn_work import WeightSizes
 from engine.kernels.backend import Backend, rotary_angles
 from engine.kernels.cpu.attention_tiles import STEP, attention_tiles
 from engine.kernels.cpu.cost_cache import cached_costs
@@ -89,7 +90,8 @@ class CpuBackend(Backend):
         count = len(x)
         self._reserve(count)
         rows = step.activations
-        zeros = np.empty((self.config.num_layers, count), np.int64)
+        zeros, kept = np.empty((2, self.config.num_layers, count), np.int64)
+        neurons = np.empty(self.config.num_layers, np.int64)
         scratch = self._scratch._replace(
             qkv=self._scratch.qkv[:count],
             queries=self._scratch.queries[:count],
@@ -113,8 +115,13 @@ class CpuBackend(Backend):
             self._threads,
             scratch,
             zeros,
+            kept,
+            neurons,
         )
-        self.sparsity.add(rows.mode.numpy(), zeros, self.config.intermediate_size)
+        modes = rows.mode.numpy()
+        self.sparsity.add(modes, zeros, self.config.intermediate_size)
+        self.draws.add(modes, rows.threshold.numpy(), zeros, kept)
+        self.neurons_read = int(neurons.sum())
         return x
 
     @property
@@ -122,6 +129,18 @@ class CpuBackend(Backend):
         """See `Backend.weight_bytes`: the tensors that are left, and what quantisation made of the others."""
         quantised = [part for part in (*self._arrays, self._head) if isinstance(part, tuple)]
         return super().weight_bytes + sum(array.nbytes for part in quantised for array in part)
+
+    @property
+    def weight_sizes(self) -> WeightSizes:
+        """See `Backend.weight_sizes`."""
+        layers = self.config.num_layers
+        neurons = layers * self.config.intermediate_size
+        return WeightSizes(
+            layers=sum(_bytes_of(part) for part in self._arrays[:-2]),  # all but what is no weight
+            neuron=(_bytes_of(self._arrays.up) + _bytes_of(self._arrays.down)) // neurons,
+            head=_bytes_of(self._head) + self.weights.final_norm.nbytes,
+            embedding_row=self.weights.embedding[0].nbytes,
+        )
 
     def store_gate(self, gate: Tensor) -> Any:
         """A gate [intermediate, hidden] for `feed_forward`, in the format of the model's own."""
@@ -217,6 +236,11 @@ class CpuBackend(Backend):
             "feed-forward": f"{products}; zeros of RELU rows skipped",
             "linear": products,
         }
+
+
+def _bytes_of(part: Any) -> int:
+    """Memory of a weight in any format."""
+    return sum(array.nbytes for array in part) if isinstance(part, tuple) else int(part.nbytes)
 
 
 def _check_widths(config: DecoderConfig, quantization: Quantization) -> None:

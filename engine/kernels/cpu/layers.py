@@ -79,7 +79,9 @@ class Scratch(NamedTuple):
     h: Any  # [rows16 * intermediate], act(gate) * up as `multiply_down` wants it
     intermediate: int
     totals: Array  # float32 [rows16 * hidden]
-    zeros: Array  # int64 [PARTS or threads, rows]
+    zeros: Array  # int64 [PARTS or threads, rows], see `activate`
+    kept: Array  # likewise
+    neurons: Array  # int64 [PARTS or threads], whose weights in `up` and `down` were read
     thread: Array  # float32 [threads, TILES + rows of a chunk * (BLOCK + widest part of neurons)]
     words: Array  # uint32 [threads, PANEL * PANEL_COLUMNS / 2 or the widest part of neurons]
     places: Array  # int64 [threads, widest part + 66]
@@ -217,11 +219,11 @@ def multiply(inputs, size, config, linear, bias, out, threads, scratch, add):  #
 
 
 @njit(**OPTIONS)
-def _activate(values, at, width, size, top, bottom, first, rows, layer, identity, words, zeros):  # type: ignore[no-untyped-def]
-    """Activate values[at + (r - top) * width + j], j < size, of neurons first + j; adds to the zeros of each row."""
+def _activate(values, at, width, size, top, bottom, first, rows, layer, identity, words, zeros, kept):  # type: ignore[no-untyped-def]
+    """Activate values[at + (r - top) * width + j], j < size, of neurons first + j; adds to the counts of each row."""
     for r in range(top, bottom):
         place = at + (r - top) * width
-        zeros[r] += activate(
+        some_zeros, some_kept = activate(
             values[place : place + size],
             first,
             rows.thresholds[r],
@@ -233,6 +235,8 @@ def _activate(values, at, width, size, top, bottom, first, rows, layer, identity
             identity,
             words,
         )
+        zeros[r] += some_zeros
+        kept[r] += some_kept
 
 
 @njit(**OPTIONS)
@@ -248,8 +252,8 @@ def _list_active(values, at, width, rows, first, places, begin):  # type: ignore
 
 
 @njit(parallel=True, **OPTIONS)
-def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, identity, threads, scratch, h, zeros):  # type: ignore[no-untyped-def]
-    """h = act(gate) * up of all rows.
+def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, identity, threads, scratch, h):  # type: ignore[no-untyped-def]
+    """h = act(gate) * up of all rows; counts are in `scratch`.
 
     Args:
         inputs: Packed rows.
@@ -264,14 +268,16 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
         threads: How many there are.
         scratch: See `Scratch`.
         h: Out, [rows16 * intermediate], as `multiply_down` wants it.
-        zeros: Out, int64 [parts, rows], zeros of each row's activation in this part.
     """
     intermediate = scratch.intermediate
     blocks = intermediate // BLOCK
     step = step_of_parts(blocks)
     # Many rows: parts stay in the cache from gate to up. Skipping: active neurons of a whole thread fill their blocks.
     parts = threads if skip else max(PARTS, threads)
+    zeros, kept, neurons = scratch.zeros, scratch.kept, scratch.neurons
     zeros[:, :rows] = 0
+    kept[:, :rows] = 0
+    neurons[:] = 0
     memory, all_words, all_places, all_copies = scratch.thread, scratch.words, scratch.places, scratch.copies
     for thread in prange(threads):
         if config is not None:
@@ -282,6 +288,7 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
             begin = part_begin(blocks, step, part, parts) * BLOCK
             end = part_begin(blocks, step, part + 1, parts) * BLOCK
             width = end - begin
+            read = 0 if skip else width
             for top in range(0, rows, CHUNK):
                 bottom = min(top + CHUNK, rows)
                 block = TILES + (bottom - top) * width
@@ -304,11 +311,13 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
                             identity,
                             words,
                             zeros[part],
+                            kept[part],
                         )
                         listed = _list_active(buffer, at, width, bottom - top, neuron, places, count)
                         fetch_neurons(up, hidden, places, count, listed)
                         count = listed
                 if skip:
+                    read += count  # several chunks may share some: at most so many
                     for i in range(0, count, BLOCK):
                         listed = min(BLOCK, count - i)
                         copy_neurons(up, hidden, places, i, listed, copy)
@@ -318,7 +327,19 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
                                 values[r * width + places[i + n] - begin] *= buffer[block + r * BLOCK + n]
                 else:
                     _activate(
-                        buffer, TILES, width, width, top, bottom, begin, step_rows, layer, identity, words, zeros[part]
+                        buffer,
+                        TILES,
+                        width,
+                        width,
+                        top,
+                        bottom,
+                        begin,
+                        step_rows,
+                        layer,
+                        identity,
+                        words,
+                        zeros[part],
+                        kept[part],
                     )
                     for neuron in range(begin, end, BLOCK):
                         product(inputs, rows, top, bottom, hidden, up, neuron, buffer, block, BLOCK, buffer)
@@ -326,6 +347,7 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
                             multiply_chunk(buffer, TILES + r * width + neuron - begin, buffer, block + r * BLOCK)
                 for r in range(top, bottom):
                     keep_hidden(h, r, intermediate, begin, values[(r - top) * width : (r - top + 1) * width])
+            neurons[part] = min(read, width)
         if config is not None:
             release()
 
@@ -366,7 +388,7 @@ def multiply_hidden(x, config, skip, down, threads, scratch, h, totals):  # type
 def feed_forward(  # type: ignore[no-untyped-def]
     x, norm, eps, inputs, config, down_config, skip, gate, up, down, step, layer, identity, threads, scratch, out
 ):
-    """out += the whole gated feed-forward of the normalised rows x; zeros by part are in `scratch.zeros`.
+    """out += the whole gated feed-forward of the normalised rows x; counts by part are in `scratch`.
 
     Reads gate in full, and up and down in full or, with `skip`, for neurons that are active in some row.
 
@@ -379,9 +401,7 @@ def feed_forward(  # type: ignore[no-untyped-def]
     """
     rows, hidden = x.shape
     prepare(x, norm, eps, inputs, gate)
-    gate_and_up(
-        inputs, config, skip, rows, hidden, gate, up, step, layer, identity, threads, scratch, scratch.h, scratch.zeros
-    )
+    gate_and_up(inputs, config, skip, rows, hidden, gate, up, step, layer, identity, threads, scratch, scratch.h)
     multiply_hidden(out, down_config, skip, down, threads, scratch, scratch.h, scratch.totals)
 
 
@@ -404,6 +424,8 @@ def run_layers(  # type: ignore[no-untyped-def]
     threads,
     scratch,
     zeros,
+    kept,
+    neurons,
 ):
     """All decoder layers.
 
@@ -424,6 +446,8 @@ def run_layers(  # type: ignore[no-untyped-def]
         threads: How many there are.
         scratch: `Scratch`.
         zeros: Out, int64 [layers, rows], zeros of each row's activations.
+        kept: Out, int64 [layers, rows], negative values that SILU kept, of stochastic rows.
+        neurons: Out, int64 [layers], whose weights in `up` and `down` were read.
     """
     rows, hidden = x.shape
     none = np.empty(0, np.float32)
@@ -484,3 +508,5 @@ def run_layers(  # type: ignore[no-untyped-def]
         )
         for r in range(rows):
             zeros[layer, r] = scratch.zeros[:, r].sum()
+            kept[layer, r] = scratch.kept[:, r].sum()
+        neurons[layer] = scratch.neurons.sum()

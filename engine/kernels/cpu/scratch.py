@@ -45,6 +45,8 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
         intermediate=intermediate,
         totals=floats(padded * hidden),
         zeros=np.empty((max(PARTS, threads), rows), np.int64),
+        kept=np.empty((max(PARTS, threads), rows), np.int64),
+        neurons=np.empty(max(PARTS, threads), np.int64),
         thread=floats(threads, TILES + min(rows, CHUNK) * (BLOCK + part)),
         words=aligned.empty((threads, max(PANEL * PANEL_COLUMNS // 2, part)), np.uint32),
         places=np.empty((threads, part + 66), np.int64),

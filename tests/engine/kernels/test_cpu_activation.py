@@ -26,6 +26,7 @@ TOLERANCE = 1e-6  # the kernel's SILU differs from the library's by a few units 
 class Result:
     out: Tensor
     zeros: list[int]
+    kept: list[int]
 
 
 def mixed_rows(count: int, branch: PositiveBranch) -> ActivationRows:
@@ -43,12 +44,12 @@ def gate_values(rows: int, size: int) -> Tensor:
 
 def run(gate: Tensor, rows: ActivationRows, layer: int, block: int = BLOCK) -> Result:
     """Run the kernel on every row, some neurons at a time; what lies beside them in memory must stay."""
-    out, zeros = gate.clone(), []
+    out, zeros, kept = gate.clone(), [], []
     is_silu = (rows.mode == MODE_CODE[ActivationMode.SILU]).numpy()
     for row, values in enumerate(out.numpy()):
-        count = 0
+        counts = np.zeros(2, np.int64)
         for first in range(0, values.size, block):
-            count += activate(
+            counts += activate(
                 values[first : first + block],
                 first,
                 rows.threshold[row].item(),
@@ -59,8 +60,9 @@ def run(gate: Tensor, rows: ActivationRows, layer: int, block: int = BLOCK) -> R
                 rows.positive_branch is PositiveBranch.IDENTITY,
                 np.empty(block, np.uint32),
             )
-        zeros.append(count)
-    return Result(out, zeros)
+        zeros.append(int(counts[0]))
+        kept.append(int(counts[1]))
+    return Result(out, zeros, kept)
 
 
 @pytest.mark.parametrize("branch", PositiveBranch)
@@ -80,6 +82,14 @@ class TestAgainstTheDefinition:
         gate, rows = gate_values(count, size), mixed_rows(count, branch)
 
         assert run(gate, rows, 5).zeros == (apply_activation(gate, rows, 5) == 0).sum(-1).tolist()
+
+    def test_what_stochastic_rows_kept_is_counted(self, count: int, size: int, branch: PositiveBranch) -> None:
+        gate, rows = gate_values(count, size), mixed_rows(count, branch)
+        stochastic = rows.mode == MODE_CODE[ActivationMode.STOCHASTIC]
+
+        expected = (apply_activation(gate, rows, 5) < 0).sum(-1) * stochastic
+
+        assert run(gate, rows, 5).kept == expected.tolist()
 
 
 @pytest.mark.parametrize("branch", PositiveBranch)

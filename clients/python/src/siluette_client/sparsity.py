@@ -16,10 +16,12 @@ class Sparsity:
     """Zeros of one activation mode since the server's start, or between two moments (`since`).
 
     Attributes:
-        zeros: By layer, activated gate values that were 0.
-        elements: By layer, activated gate values.
+        layers: Names of neighbouring layers that are counted together, such as "00-01", from the first to the last.
+        zeros: Of each group of layers, activated gate values that were 0.
+        elements: Likewise, activated gate values.
     """
 
+    layers: tuple[str, ...]
     zeros: tuple[int, ...]
     elements: tuple[int, ...]
 
@@ -30,9 +32,10 @@ class Sparsity:
         return sum(self.zeros) / total if total else None
 
     @property
-    def by_layer(self) -> list[float | None]:
-        """Share of zeros of each layer, in [0, 1]."""
-        return [zeros / total if total else None for zeros, total in zip(self.zeros, self.elements, strict=True)]
+    def by_layers(self) -> dict[str, float | None]:
+        """Share of zeros of each group of layers, in [0, 1]; None if nothing ran in this mode."""
+        counts = zip(self.layers, self.zeros, self.elements, strict=True)
+        return {name: zeros / total if total else None for name, zeros, total in counts}
 
     def since(self, earlier: "Sparsity") -> "Sparsity":
         """What came after an earlier reading of the same server.
@@ -40,13 +43,13 @@ class Sparsity:
         Raises:
             ValueError: The readings do not belong together: the server has other layers, or has started anew between.
         """
-        if len(self.zeros) != len(earlier.zeros):
-            raise ValueError(f"readings of {len(earlier.zeros)} and {len(self.zeros)} layers cannot be compared")
+        if self.layers != earlier.layers:
+            raise ValueError(f"readings of layers {earlier.layers} and {self.layers} cannot be compared")
         zeros = tuple(now - before for now, before in zip(self.zeros, earlier.zeros, strict=True))
         elements = tuple(now - before for now, before in zip(self.elements, earlier.elements, strict=True))
         if min((*zeros, *elements), default=0) < 0:
             raise ValueError("the earlier reading has higher counts: the server has started anew between the two")
-        return Sparsity(zeros, elements)
+        return Sparsity(self.layers, zeros, elements)
 
 
 def parse_sparsity(metrics: str) -> dict[str, Sparsity]:
@@ -55,12 +58,12 @@ def parse_sparsity(metrics: str) -> dict[str, Sparsity]:
     Raises:
         InvalidAnswer: The text does not hold Siluette's counters.
     """
-    counts: dict[str, dict[tuple[str, int], int]] = defaultdict(dict)
+    counts: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
     try:
         for kind, labels, value in _COUNTER.findall(metrics):
             label = dict(_LABEL.findall(labels))
-            counts[label["mode"]][kind, int(label["layer"])] = int(float(value))
-        modes = {mode: _of_mode(by_layer) for mode, by_layer in counts.items()}
+            counts[label["mode"]][kind, label["layers"]] = int(float(value))
+        modes = {mode: _of_mode(by_layers) for mode, by_layers in counts.items()}
     except (KeyError, ValueError, OverflowError) as error:
         raise InvalidAnswer(f"the metrics' counters of zeros are not in the known form: {error!r}") from error
     if not modes:
@@ -68,8 +71,7 @@ def parse_sparsity(metrics: str) -> dict[str, Sparsity]:
     return modes
 
 
-def _of_mode(counts: Mapping[tuple[str, int], int]) -> Sparsity:
-    layers = range(1 + max(layer for _, layer in counts))
-    return Sparsity(
-        tuple(counts["zeros", layer] for layer in layers), tuple(counts["elements", layer] for layer in layers)
-    )
+def _of_mode(counts: Mapping[tuple[str, str], int]) -> Sparsity:
+    layers = tuple(sorted({name for _, name in counts}))  # numbers in the names have the same number of digits
+    zeros, elements = (tuple(counts[kind, name] for name in layers) for kind in ("zeros", "elements"))
+    return Sparsity(layers, zeros, elements)
