@@ -28,7 +28,11 @@ from server.settings import ServerSettings
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("engine", "server", "training", "evaluation")
-EXTRAS = {"training": "train", "evaluation": "eval"}  # what a package may import beside the dependencies
+EXTRAS = {
+    "engine": "gpu",
+    "training": "train",
+    "evaluation": "eval",
+}  # what a package may import beside the dependencies
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md")])
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MAKEFILE = (ROOT / "Makefile").read_text()
