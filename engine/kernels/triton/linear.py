@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from engine.kernels.triton.arithmetic import multiply_add
 from engine.kernels.triton.tuning import ROW_TILE, Layout, Tile, tile_for
 from engine.kernels.triton.workspace import Workspace, bytes_of
 
@@ -24,16 +25,6 @@ __all__ = ["Workspace", "linear", "scratch_bytes"]
 
 DTYPES = (torch.bfloat16, torch.float32)
 REDUCED_OUTPUTS = 256  # of one row, by one program of `_reduce_kernel`
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-
-@triton.jit
-def multiply_add(a, b, total):  # type: ignore[no-untyped-def]
-    """total + a @ b, float32 [M, N]; a [M, K] and b [K, N] of one type. float32 is not rounded; for kernels."""
-    if INTERPRETED:
-        # The interpreter's dot takes bfloat16 for integers, and NumPy's order of additions depends on a row's place.
-        return total + tl.sum(a.to(tl.float32)[:, :, None] * b.to(tl.float32)[None, :, :], 1)
-    return tl.dot(a, b, total, input_precision="ieee")
 
 
 @triton.jit

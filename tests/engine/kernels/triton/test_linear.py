@@ -56,7 +56,7 @@ def test_adds_to_a_residual_stream(workspace: Workspace) -> None:
 
 @every_dtype
 def test_a_row_has_the_same_bits_in_any_batch_and_place(dtype: torch.dtype, workspace: Workspace) -> None:
-    x, weight, _ = inputs(150, 72, 300, dtype)
+    x, weight, _ = inputs(150, 16, 1100, dtype)
     whole = linear(x, weight, workspace=workspace)
 
     for rows in ([7], [149], [3, 7], [*range(100, 140)], [149, 7, 3]):
