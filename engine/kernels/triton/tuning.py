@@ -8,6 +8,7 @@ device and shape gets `default_tile`.
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,6 +21,7 @@ import torch
 import triton
 
 FOLDER = Path(__file__).parent / "devices"
+FOLDER_VARIABLE = "SILUETTE_TRITON_TABLES"  # another folder, where the package cannot be written to
 
 ROW_TILE = (
     64  # rows of every tile: decoding and prompts use one matrix instruction, and idle rows cost no memory traffic
@@ -139,12 +141,14 @@ def multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def table_path(name: str, folder: Path = FOLDER) -> Path:
-    """File of a device."""
+def table_path(name: str, folder: Path | None = None) -> Path:
+    """File of a device, in the folder of the environment variable or else of the package."""
+    if folder is None:
+        folder = Path(os.environ.get(FOLDER_VARIABLE) or FOLDER)
     return folder / f"{SLUG.sub('-', name.lower()).strip('-')}.json"
 
 
-def load_table(name: str, folder: Path = FOLDER) -> DeviceTable:
+def load_table(name: str, folder: Path | None = None) -> DeviceTable:
     """A device's table; empty if it has none.
 
     Raises:
@@ -165,8 +169,8 @@ def load_table(name: str, folder: Path = FOLDER) -> DeviceTable:
     return DeviceTable(tiles, costs)
 
 
-def save_table(name: str, table: DeviceTable, folder: Path = FOLDER) -> Path:
-    """Write a device's table, with the versions it was measured with."""
+def save_table(name: str, table: DeviceTable, folder: Path | None = None) -> Path:
+    """Write a device's table, with the versions it was measured with; it counts from now on."""
     document = {
         "device": name,
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
@@ -176,4 +180,5 @@ def save_table(name: str, table: DeviceTable, folder: Path = FOLDER) -> Path:
     path = table_path(name, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=2) + "\n")
+    _tile.cache_clear()
     return path

@@ -14,7 +14,7 @@ from engine.kernels.triton.linear import ordered_sum, split_sum
 from engine.kernels.triton.tuning import ROW_TILE, Tile, multiprocessors
 
 WAVES = 4  # programs for each multiprocessor; each takes tiles of active neurons until none is left
-COUNTS = 64  # of blocks that are looked through at once
+COUNTS = 32  # of blocks that are looked through at once; more would take registers that the product needs
 MULTIPLIED = 256  # neurons of one row, by one program of `_multiply_kernel`
 
 
@@ -85,7 +85,7 @@ def _gathered_kernel(  # type: ignore[no-untyped-def]
     counts += tile * blocks
     row = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     row_mask = row < rows
-    count = total_count(counts, blocks, COUNTS)
+    count = total_count(counts, blocks, 4 * COUNTS)
     parts = 1 if WHOLE else splits
     for item in range(tl.program_id(0), tl.cdiv(count, BLOCK_N) * parts, tl.num_programs(0)):
         rank = item // parts * BLOCK_N + tl.arange(0, BLOCK_N)
