@@ -26,10 +26,10 @@ def random_words(key_0, key_1, position, layer, first, STREAM: tl.constexpr, SIZ
     Returns:
         uint32 [ROWS, SIZE]; word j of a row belongs to index first + j.
     """
-    block = (tl.to_tensor(first) // 4 + tl.arange(0, SIZE // 4)).to(tl.uint32)[None, :]
+    block = (tl.full((1,), first // 4, tl.int64) + tl.arange(0, SIZE // 4)).to(tl.uint32)[None, :]
     w0, w1, w2, w3 = tl.philox_impl(
         block,
-        tl.to_tensor(layer).to(tl.uint32),
+        tl.full((1, 1), layer, tl.int64).to(tl.uint32),
         position.to(tl.uint32)[:, None],
         tl.full((1, 1), STREAM, tl.uint32),
         key_0.to(tl.uint32)[:, None],
