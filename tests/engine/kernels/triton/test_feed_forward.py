@@ -106,6 +106,7 @@ def test_more_rows_than_scratch_memory_holds_go_in_turns(monkeypatch: pytest.Mon
     assert torch.equal(zeros, expected_zeros)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, by which the interpreter computes
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_a_row_that_is_not_finite_spoils_no_other(poison: float) -> None:
     block, rows = make_block(3, HIDDEN, INTERMEDIATE, torch.bfloat16, 0.9), relu_rows(3)
@@ -120,6 +121,7 @@ def test_a_row_that_is_not_finite_spoils_no_other(poison: float) -> None:
     assert torch.equal(sparse[[0, 2]], clean[[0, 2]])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, by which the interpreter computes
 def test_an_infinite_up_weight_of_an_idle_neuron_is_never_met() -> None:
     block, rows = make_block(3, HIDDEN, INTERMEDIATE, torch.bfloat16, 0.5), relu_rows(3)
     gate = block.x.float() @ block.gate.float().t()

@@ -93,6 +93,7 @@ def test_splits_are_added_in_order() -> None:
     assert out.tolist() == [[0.0] * 16]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of NumPy, by which the interpreter computes
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf])
 def test_a_row_that_is_not_finite_spoils_no_other(poison: float, workspace: Workspace) -> None:
     x, weight, _ = inputs(3, 72, 100, torch.bfloat16)
