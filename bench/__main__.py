@@ -3,8 +3,9 @@
 import argparse
 import importlib
 
-BENCHMARKS = ("engine_throughput", "http_overhead", "observability", "serving", "relu_speed")
-NAMED_ONLY = ("pretraining", "peers")  # one takes a corpus, the other installs other servers; both take long
+BENCHMARKS = ("engine_throughput", "http_overhead", "observability", "serving", "relu_speed", "ffn", "decode")
+# One takes a corpus, one installs other servers, one needs a GPU.
+NAMED_ONLY = ("pretraining", "peers", "ffn_gpu")
 
 
 def main() -> None:

@@ -241,7 +241,8 @@ def _cell_text(case: Case, cell: SparseCell) -> str:
     return f"{statistics.median(case.speedup(cell.seconds)):.2f}{'*' if cell.routed == 'dense' else ''}"
 
 
-def _shape(text: str) -> Shape:
+def shape_of(text: str) -> Shape:
+    """A shape from the command line."""
     match = re.fullmatch(r"(\d+)x(\d+)", text)
     if match is None:
         raise argparse.ArgumentTypeError(f"must be HIDDENxINTERMEDIATE, such as {DRAWN}, got {text!r}")
@@ -251,7 +252,8 @@ def _shape(text: str) -> Shape:
     return shape
 
 
-def _zeros(text: str) -> float:
+def share_of(text: str) -> float:
+    """A share of zeros from the command line, where it is per cent."""
     try:
         per_cent = float(text)
     except ValueError:
@@ -266,7 +268,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench.ffn", description=__doc__)
     parser.add_argument(
         "--shape",
-        type=_shape,
+        type=shape_of,
         nargs="+",
         default=list(MODELS),
         metavar="HIDDENxINTERMEDIATE",
@@ -276,7 +278,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, nargs="+", default=list(ROWS), help=f"default: {' '.join(map(str, ROWS))}")
     parser.add_argument(
         "--zeros",
-        type=_zeros,
+        type=share_of,
         nargs="+",
         default=[share / 100 for share in ZEROS],
         metavar="PERCENT",

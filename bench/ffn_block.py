@@ -96,18 +96,23 @@ def copies_for(shape: Shape, kind: Format) -> int:
 
 
 class Rows:
-    """Independent token rows for each copy, before the constant part that gives them their zeros.
+    """Token rows for each copy, before the constant part that gives them their zeros.
 
     Args:
         weights: The block's.
         rows: Token rows at once.
         copies: How many batches.
+        correlation: Between the values of two rows of a batch, in [0, 1]; 0 for independent rows.
     """
 
-    def __init__(self, weights: Weights, rows: int, copies: int) -> None:
+    def __init__(self, weights: Weights, rows: int, copies: int, correlation: float = 0.0) -> None:
         generator = torch.Generator().manual_seed(rows)
         hidden = weights.gate.shape[1]
-        noise = torch.randn(copies, rows, hidden, generator=generator).bfloat16().float()
+        noise = torch.randn(copies, rows, hidden, generator=generator)
+        if correlation:
+            common = torch.randn(copies, 1, hidden, generator=generator)
+            noise = correlation**0.5 * common + (1 - correlation) ** 0.5 * noise
+        noise = noise.bfloat16().float()
         noise[:, :, :CONSTANT] = 0
         self._noise = noise
         self._gates = noise @ weights.gate.float().t()

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -33,7 +34,9 @@ def plot_path(text: str) -> Path:
     return path
 
 
-def save(benchmark: str, settings: dict[str, Any], results: Any, folder: Path) -> Path:
+def save(
+    benchmark: str, settings: dict[str, Any], results: Any, folder: Path, device: dict[str, Any] | None = None
+) -> Path:
     """Write a result with the machine's description to `<folder>/<benchmark>-<processor>.json`, over an older one.
 
     Args:
@@ -41,6 +44,7 @@ def save(benchmark: str, settings: dict[str, Any], results: Any, folder: Path) -
         settings: What it ran with, as JSON values.
         results: What it measured, as JSON values.
         folder: Is made if it does not exist.
+        device: Description of the GPU that was measured, with its `name`, which then stands in the file's name.
 
     Returns:
         The file.
@@ -50,11 +54,13 @@ def save(benchmark: str, settings: dict[str, Any], results: Any, folder: Path) -
         "benchmark": benchmark,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": asdict(machine),
+        **({} if device is None else {"device": device}),
         "settings": settings,
         "results": results,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{benchmark}-{machine.slug}.json"
+    slug = machine.slug if device is None else re.sub(r"[^a-z0-9]+", "-", device["name"].lower()).strip("-")
+    path = folder / f"{benchmark}-{slug}.json"
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
 

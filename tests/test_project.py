@@ -29,7 +29,7 @@ from server.settings import ServerSettings
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("engine", "server", "training", "evaluation")
 # What a package may import beside the dependencies.
-EXTRAS = {"training": "train", "evaluation": "eval", "server": "otel"}
+EXTRAS = {"engine": "gpu", "training": "train", "evaluation": "eval", "server": "otel"}
 DOCUMENTS = sorted(
     [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("clients/*/*.md")]
 )

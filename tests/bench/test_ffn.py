@@ -59,6 +59,12 @@ class TestRows:
         apart = both[~torch.eye(len(zero), dtype=torch.bool)]
         assert apart.mean().item() == pytest.approx(0.8**2, abs=0.02)
 
+    def test_correlated_rows_share_zeros_and_have_as_many(self, weights: Weights) -> None:
+        rows = Rows(weights, COUNT, COPIES, correlation=0.9)
+        _, gate = relu_block(weights, rows.with_zeros(0.8))
+        assert ((gate <= 0).sum(-1) == round(0.8 * SHAPE.intermediate)).all()
+        assert rows.idle(0.8) > 0.6  # 0.8**4 = 0.41 for independent ones
+
     @pytest.mark.parametrize("share", [0.0, 0.8, 0.99])
     def test_idle_neurons_are_those_that_no_row_uses(self, weights: Weights, rows: Rows, share: float) -> None:
         _, gate = relu_block(weights, rows.with_zeros(share))

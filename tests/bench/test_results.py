@@ -18,6 +18,13 @@ def test_result_carries_settings_and_machine(tmp_path: Path) -> None:
     assert document["machine"]["packages"] == describe_machine().packages
 
 
+def test_result_of_a_gpu_is_named_after_it(tmp_path: Path) -> None:
+    device = {"name": "NVIDIA H100 80GB HBM3", "compute_capability": "9.0"}
+    path = save("test", {}, [], tmp_path, device)
+    assert path == tmp_path / "test-nvidia-h100-80gb-hbm3.json"
+    assert json.loads(path.read_text())["device"] == device
+
+
 def test_results_go_to_the_repository_by_default() -> None:
     parser = argparse.ArgumentParser()
     add_out_option(parser)
