@@ -98,8 +98,8 @@ def _with_logprobs(raw: Tensor, token_ids: NDArray[np.int64], rows: Sequence[Sam
 
 def _log_sum_exp(raw: Tensor) -> NDArray[np.float64]:
     """log(sum(exp(row))) of every row; NaN where a row is unusable."""
-    maxima, masses = normalisers(raw)
-    return maxima.cpu().numpy().astype(np.float64) + np.log(masses.cpu().numpy())
+    maxima, masses = (part.cpu().numpy() for part in normalisers(raw))
+    return maxima.astype(np.float64) + np.log(masses)
 
 
 def _minus(logits: NDArray[np.float32], totals: NDArray[np.float64] | np.float64) -> NDArray[np.float32]:

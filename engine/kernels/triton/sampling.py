@@ -64,10 +64,21 @@ class DrawRows:
         with np.errstate(divide="ignore"):
             inverse = np.where(temperature > 0, np.float32(1) / temperature, np.float32(0))
             log_min_p = np.log(parameters.min_p)
-        keys, positions = parameters.keys.astype(np.int64), parameters.positions
-        reals = torch.from_numpy(np.stack([inverse, parameters.top_p, log_min_p])).to(device)
-        integers = torch.from_numpy(np.stack([parameters.top_k, positions, *keys.T])).to(device)
-        return cls(reals[0].float(), integers[0], reals[1], reals[2], integers[2:].T.contiguous(), integers[1])
+        count = len(temperature)
+        # An even number of 8 bytes each: kernels are compiled anew for memory that begins elsewhere.
+        reals = np.zeros((3, count + count % 2), np.float64)
+        integers = np.zeros((4, count + count % 2), np.int64)
+        reals[:, :count] = inverse, parameters.top_p, log_min_p
+        integers[:, :count] = parameters.top_k, parameters.positions, *parameters.keys.T
+        on_device, whole = torch.from_numpy(reals).to(device), torch.from_numpy(integers).to(device)
+        return cls(
+            inverse=on_device[0, :count].float(),
+            top_k=whole[0, :count],
+            top_p=on_device[1, :count],
+            log_min_p=on_device[2, :count],
+            keys=whole[2:, :count].T.contiguous(),
+            positions=whole[1, :count],
+        )
 
 
 def draw_tokens(logits: Tensor, rows: DrawRows) -> Tensor:
