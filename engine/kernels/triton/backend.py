@@ -12,6 +12,7 @@ from engine.ffn_router import FfnCosts
 from engine.kernels.backend import Backend
 from engine.kernels.triton.attention import AttentionWorkspace, paged_attention, tokens_per_tile
 from engine.kernels.triton.buffers import DeviceStep, StepBuffers
+from engine.kernels.triton.costs import ffn_costs
 from engine.kernels.triton.counters import DeviceCounters
 from engine.kernels.triton.feed_forward import feed_forward
 from engine.kernels.triton.feed_forward import scratch_bytes as feed_forward_bytes
@@ -214,8 +215,8 @@ class TritonBackend(Backend):
         return score_tokens(logits, token_ids)
 
     def measure_ffn_costs(self) -> FfnCosts | None:
-        """See `Backend.measure_ffn_costs`."""
-        return None
+        """See `Backend.measure_ffn_costs`; from the device's table, else measured. None where Triton interprets."""
+        return ffn_costs(self._layers, self._workspace) if self.cache.keys.is_cuda else None
 
     def describe(self) -> dict[str, str]:
         """See `Backend.describe`."""

@@ -77,7 +77,7 @@ def logits_in_steps(
 
 
 # Between them: grouped heads, biases, norms of heads, windows, layers without rotation, tied embeddings.
-@pytest.mark.parametrize("family", ["llama-llama3rope", "llama-bias", "qwen2-swa", "qwen3", "smollm3-swa"])
+@pytest.mark.parametrize("family", ["llama-bias", "qwen3", "smollm3-swa"])
 def test_logits_of_every_family_equal_the_reference(family: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     checkpoint, tokens = load_tiny(family, tmp_path_factory, torch.float32), prompt(20)
     expected = logits_in_steps(reference(checkpoint), tokens, [20], STOCHASTIC)

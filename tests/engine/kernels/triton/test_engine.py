@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine import LLM, Activation, EngineConfig, SamplingParams
 from engine.outputs import SampleOutput
@@ -12,16 +13,16 @@ from tests.engine.kernels.triton.devices import DEVICE
 from tests.engine.models.tiny import make_tiny
 
 ACTIVATIONS = [Activation(), Activation("stochastic", p=0.6, seed=11), Activation("relu")]
-PROMPTS = [[(7 * i + 3 * j) % 250 + 1 for j in range(28 + 3 * i)] for i in range(3)]
-SAMPLING = SamplingParams(temperature=0.9, top_p=0.95, seed=5, max_tokens=4, ignore_eos=True, logprobs=1)
-GREEDY = replace(SAMPLING, temperature=0.0, top_p=1.0)
+# Two blocks of the cache each, and a third one for the last tokens.
+PROMPTS = [[(7 * i + 3 * j) % 250 + 1 for j in range(29 + i)] for i in range(3)]
+SAMPLING = SamplingParams(temperature=0.9, seed=5, max_tokens=4, ignore_eos=True, logprobs=1)
+GREEDY = replace(SAMPLING, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Wide heads, so that a cache of 1 MiB is too small for all requests at once: it holds 128 tokens."""
-    folder = tmp_path_factory.mktemp("wide")
-    make_tiny("qwen3", folder, num_hidden_layers=2, head_dim=128, num_key_value_heads=4)
+    folder = tmp_path_factory.mktemp("tiny")
+    make_tiny("qwen3", folder, num_hidden_layers=2)
     return folder
 
 
@@ -60,7 +61,7 @@ def in_batch(llm: LLM) -> list[SampleOutput]:
     engine = llm._engine
     assert engine is not None
     requests = [engine.check(f"mine-{number}", PROMPTS[number], SAMPLING, ACTIVATIONS[number]) for number in range(3)]
-    requests.append(engine.check("other", PROMPTS[1], replace(SAMPLING, seed=9, max_tokens=8), ACTIVATIONS[2]))
+    requests.append(engine.check("other", PROMPTS[1][:-1], replace(SAMPLING, seed=9), ACTIVATIONS[2]))
     for request in requests:
         engine.add(request)
     samples: dict[str, SampleOutput] = {}
@@ -77,10 +78,10 @@ def in_batch(llm: LLM) -> list[SampleOutput]:
 def test_tokens_are_those_of_the_reference_kernels(model: Path, llm: LLM, alone: list[SampleOutput]) -> None:
     with start(model, kernels="reference", device="cpu") as plain:
         expected = [solo(plain, number) for number in range(3)]
-        greedy = solo(plain, 1, GREEDY)
+        greedy = [solo(plain, number, GREEDY).token_ids for number in (1, 2)]
 
     assert [sample.token_ids for sample in alone] == [sample.token_ids for sample in expected]
-    assert solo(llm, 1, GREEDY).token_ids == greedy.token_ids
+    assert [solo(llm, number, GREEDY).token_ids for number in (1, 2)] == greedy
     for ours, theirs in zip(alone, expected, strict=True):
         for found, wanted in zip(ours.logprobs or [], theirs.logprobs or [], strict=True):
             assert found.chosen.logprob == pytest.approx(wanted.chosen.logprob, abs=1e-4)
@@ -96,7 +97,10 @@ def test_in_a_batch_with_cached_prompts(llm: LLM, alone: list[SampleOutput]) -> 
 
 
 def test_in_small_chunks_with_preemption_and_skipped_zeros(model: Path, alone: list[SampleOutput]) -> None:
-    with start(model, kv_cache_mib=1, max_num_batched_tokens=21, ffn_path="sparse") as small:
+    with start(model, max_num_batched_tokens=21, ffn_path="sparse") as small:
+        assert small._engine is not None
+        pool = small._engine._pool
+        pool.allocate(pool.num_free - 7)  # as if someone else held all other blocks
         batched = in_batch(small)
 
         assert small.stats().preemptions > 0
@@ -117,3 +121,16 @@ def test_prompts_are_scored_as_the_reference_does(model: Path, llm: LLM) -> None
     (found,) = llm.score(PROMPTS[0])
 
     assert found.logprobs == pytest.approx(expected.logprobs, abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a GPU: the interpreter would need hours")
+def test_greedy_tokens_of_the_default_model_equal_those_of_the_cpu() -> None:
+    prompts, sampling = ["The capital of France is", "Once upon a time"], SamplingParams(temperature=0, max_tokens=64)
+    answers = []
+    for device in ("cpu", "cuda"):
+        with LLM(config=EngineConfig(device=device, dtype="float32", kv_cache_mib=256)) as llm:
+            outputs = [llm.generate(prompts, sampling, activation) for activation in ACTIVATIONS]
+            answers.append([output.samples[0].token_ids for some in outputs for output in some])
+
+    assert answers[0] == answers[1]

@@ -1,12 +1,10 @@
-"""Compiles the kernels of whole steps for a GPU that need not be there, and prints what was compiled as JSON.
+"""Compiles the kernels of whole steps for a GPU that is not there, see `compiler`: which, and how often anew.
 
-To be run as `python -m tests.engine.kernels.triton.compile_only CAPABILITY DTYPE FOLDER`, with TRITON_INTERPRET unset.
-Launchers run as they do in the engine, on tensors of the CPU; Triton is told that the device is such a GPU, compiles
-what is launched down to machine code, and launches nothing.
+To be run as `python -m tests.engine.kernels.triton.step_compiler CAPABILITY DTYPE FOLDER`; FOLDER is for a tiny model.
+The backend and the sampler run as they do in the engine, on tensors in CPU memory, and launch nothing.
 """
 
 import json
-import re
 import sys
 from collections import defaultdict
 from contextlib import suppress
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
@@ -25,28 +22,12 @@ from engine.kv_cache import KVCache
 from engine.models import load_checkpoint
 from engine.sampler import SamplingRow, UnusableLogits
 from engine.sampling_params import SamplingParams
+from tests.engine.kernels.triton.compiler import MULTIPLY, AbsentDevice
 from tests.engine.models.tiny import make_tiny
 from tests.engine.steps import Chunk, step_inputs
 
-INSTRUCTION = re.compile(r"\b(wgmma\.mma_async|mma\.sync)[\w.:]*")
 CONTEXT = 2048  # several splits, so that few rows share them among programs
 RELU = Activation("relu")
-
-
-class AbsentGpu:
-    """What Triton asks of a driver before it compiles."""
-
-    def __init__(self, capability: int) -> None:
-        self._target = GPUTarget("cuda", capability, 32)
-
-    def get_current_target(self) -> GPUTarget:
-        return self._target
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
 
 
 class Compiled:
@@ -69,9 +50,7 @@ class Compiled:
     def instructions(self) -> dict[str, list[list[str]]]:
         """Matrix instructions of each compiled kernel that has any."""
         found = {
-            name: [
-                sorted({match[0] for match in INSTRUCTION.finditer(kernel.asm["ptx"])}) for kernel in kernels.values()
-            ]
+            name: [sorted(set(MULTIPLY.findall(kernel.asm["ptx"]))) for kernel in kernels.values()]
             for name, kernels in self.kernels.items()
         }
         return {name: each for name, each in found.items() if any(each)}
@@ -85,7 +64,7 @@ def chunks(rows: int, *, decoding: bool) -> list[Chunk]:
 
 
 def main(capability: int, dtype: torch.dtype, folder: Path) -> None:
-    driver.set_active(AbsentGpu(capability))
+    driver.set_active(AbsentDevice(capability))
     compiled = Compiled()
     make_tiny("qwen3", folder, num_hidden_layers=1, max_position_embeddings=CONTEXT, intermediate_size=192)
     checkpoint = load_checkpoint(str(folder), dtype=dtype, progress=lambda line: None)
