@@ -56,12 +56,13 @@ def solo(llm: LLM, number: int, sampling: SamplingParams = SAMPLING) -> SampleOu
     return llm.generate(PROMPTS[number], sampling, ACTIVATIONS[number])[0].samples[0]
 
 
-def in_batch(llm: LLM) -> list[SampleOutput]:
-    """The same requests as `alone`, and another one, all at once."""
+def in_batch(llm: LLM, tokens_of_the_other: int = 4) -> list[SampleOutput]:
+    """The same requests as `alone`, behind another one, all at once."""
     engine = llm._engine
     assert engine is not None
-    requests = [engine.check(f"mine-{number}", PROMPTS[number], SAMPLING, ACTIVATIONS[number]) for number in range(3)]
-    requests.append(engine.check("other", PROMPTS[1][:-1], replace(SAMPLING, seed=9), ACTIVATIONS[2]))
+    other = replace(SAMPLING, seed=9, max_tokens=tokens_of_the_other)
+    requests = [engine.check("other", PROMPTS[1][::-1], other, ACTIVATIONS[2])]
+    requests += [engine.check(f"mine-{number}", PROMPTS[number], SAMPLING, ACTIVATIONS[number]) for number in range(3)]
     for request in requests:
         engine.add(request)
     samples: dict[str, SampleOutput] = {}
@@ -100,8 +101,8 @@ def test_in_small_chunks_with_preemption_and_skipped_zeros(model: Path, alone: l
     with start(model, max_num_batched_tokens=21, ffn_path="sparse") as small:
         assert small._engine is not None
         pool = small._engine._pool
-        pool.allocate(pool.num_free - 7)  # as if someone else held all other blocks
-        batched = in_batch(small)
+        pool.allocate(pool.num_free - 5)  # as if someone else held all other blocks
+        batched = in_batch(small, tokens_of_the_other=14)
 
         assert small.stats().preemptions > 0
         assert small.stats().ffn_rows["sparse"] > 0
