@@ -4,8 +4,8 @@ import argparse
 import importlib
 
 BENCHMARKS = ("engine_throughput", "http_overhead", "observability", "serving", "relu_speed", "ffn", "decode")
-# One takes a corpus, one installs other servers, one needs a GPU.
-NAMED_ONLY = ("pretraining", "peers", "ffn_gpu")
+# One takes a corpus, one installs other servers, two need a GPU.
+NAMED_ONLY = ("pretraining", "peers", "ffn_gpu", "decode_gpu")
 
 
 def main() -> None:

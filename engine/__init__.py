@@ -13,7 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from engine.activation import Activation, ActivationMode, ActivationSupport, PositiveBranch, Scope
 from engine.async_engine import AsyncEngine, RequestStream
-from engine.config import DType, EngineConfig, FfnPath, KernelSet, Quantization
+from engine.config import Device, DType, EngineConfig, FfnPath, KernelSet, Quantization
 from engine.errors import (
     ContextLengthExceeded,
     EngineError,
@@ -41,6 +41,7 @@ __all__ = [
     "AsyncEngine",
     "ContextLengthExceeded",
     "DType",
+    "Device",
     "EngineConfig",
     "EngineError",
     "EngineOverloaded",

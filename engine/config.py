@@ -22,6 +22,14 @@ class DType(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
+class Device(StrEnum):
+    """What computes."""
+
+    AUTO = "auto"  # a GPU if there is one that can, else the CPU
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 class Quantization(StrEnum):
     """Bits of the weights in memory."""
 
@@ -36,11 +44,13 @@ class KernelSet(StrEnum):
     AUTO = "auto"  # the fastest of the device
     VECTOR = "vector"  # without the matrix units of the processor (AMX)
     REFERENCE = "reference"  # plain PyTorch: slow, for comparison
+    TRITON = "triton"  # those of the GPU; on the CPU in Triton's interpreter, for tests
 
 
 _ENUMS: dict[str, type[StrEnum]] = {
     "dtype": DType,
     "quantize": Quantization,
+    "device": Device,
     "ffn_path": FfnPath,
     "kernels": KernelSet,
 }
@@ -55,6 +65,7 @@ class EngineConfig:
         adapter: Folder of a PEFT LoRA adapter that is merged at load. None is the one that comes with the default
             model, and nothing for other models; "none" is nothing.
         quantize: Bits of the weights; token rows then meet them as integers of 15 bits.
+        device: What computes.
         max_model_len: Longest sequence (prompt and output); None is the model's own, capped by the KV cache.
         max_num_seqs: Most sequences in the running batch.
         max_num_batched_tokens: Most tokens in one step; longer prompts run in chunks of what decoding leaves.
@@ -67,14 +78,14 @@ class EngineConfig:
         threads: Compute threads; None is one per core.
 
     Raises:
-        InvalidConfig: `dtype`, `quantize`, `ffn_path` or `kernels` is not one of its values.
+        InvalidConfig: `dtype`, `quantize`, `device`, `ffn_path` or `kernels` is not one of its values.
     """
 
     model: str | None = None
     adapter: str | None = None
     dtype: DType = DType.AUTO
     quantize: Quantization = Quantization.NONE
-    device: str = "cpu"
+    device: Device = Device.CPU  # until the kernels for GPUs have run on one
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512

@@ -19,6 +19,7 @@ from engine.activation import Activation, Scope
 from engine.block_pool import BlockPool
 from engine.config import DType, EngineConfig, KernelSet, Quantization
 from engine.detokenizer import Detokenizer
+from engine.device import choose_device, device_name
 from engine.errors import ContextLengthExceeded, InvalidConfig, InvalidRequest
 from engine.info import EngineStats, ModelInfo
 from engine.kv_cache import BLOCK_SIZE, block_bytes, blocks_for
@@ -71,6 +72,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, progress: Callable[[str], None] = silent) -> None:
         _check_config(config)
+        device = choose_device(config)
         self.config = config
         threads = use_threads(config.threads)
         checkpoint = load_checkpoint(
@@ -80,7 +82,7 @@ class Engine:
         num_blocks, max_model_len = _size_cache(config, checkpoint)
         self._end_token_ids = tuple(dict.fromkeys((*checkpoint.eos_token_ids, *self.tokenizer.eos_token_ids)))
         digest = _digest(tensors_of(checkpoint.weights), config.quantize)  # before the runner lets go of tensors
-        self._runner = Runner(checkpoint, config, num_blocks, progress)
+        self._runner = Runner(checkpoint, config, device, num_blocks, max_model_len, progress)
         self._pool = BlockPool(num_blocks, config.prefix_caching)
         self._scheduler = Scheduler(self._pool, config.max_num_seqs, config.max_num_batched_tokens)
         self._live: dict[str, _Live] = {}
@@ -95,6 +97,7 @@ class Engine:
             num_blocks=num_blocks,
             max_model_len=max_model_len,
             threads=threads,
+            device=device,
         )
 
     # A request's life, in order.
@@ -361,14 +364,12 @@ def _end_waiting(plan: StepPlan) -> None:
 
 
 def _check_config(config: EngineConfig) -> None:
-    if config.device != "cpu":
-        raise InvalidConfig(f"device '{config.device}' is not available; supported: 'cpu'")
     for name in ("max_num_seqs", "max_num_batched_tokens", "max_waiting", "kv_cache_mib", "max_model_len", "threads"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise InvalidConfig(f"{name} must be at least 1, got {value}")
-    if config.quantize is not Quantization.NONE and config.kernels is KernelSet.REFERENCE:
-        raise InvalidConfig(f"quantize must be 'none' with the reference kernels, got '{config.quantize}'")
+    if config.quantize is not Quantization.NONE and config.kernels in (KernelSet.REFERENCE, KernelSet.TRITON):
+        raise InvalidConfig(f"quantize must be 'none' with the {config.kernels} kernels, got '{config.quantize}'")
     if config.max_num_batched_tokens < config.max_num_seqs:
         raise InvalidConfig(
             f"max_num_batched_tokens ({config.max_num_batched_tokens}) must be at least max_num_seqs "
@@ -414,6 +415,7 @@ def _describe(
     num_blocks: int,
     max_model_len: int,
     threads: int,
+    device: torch.device,
 ) -> ModelInfo:
     config, dtype = checkpoint.config, checkpoint.weights.embedding.dtype
     return ModelInfo(
@@ -436,5 +438,6 @@ def _describe(
         block_size=BLOCK_SIZE,
         kv_cache_bytes=num_blocks * block_bytes(config, dtype),
         threads=threads,
+        device=device_name(device),
         kernels=runner.backend.describe(),
     )

@@ -29,6 +29,7 @@ class ModelInfo:
     block_size: int
     kv_cache_bytes: int
     threads: int
+    device: str  # cpu, or the GPU's name
     kernels: dict[str, str]
 
 

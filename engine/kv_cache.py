@@ -26,12 +26,14 @@ class KVCache:
     values: Tensor
 
     @classmethod
-    def allocate(cls, config: DecoderConfig, num_blocks: int, dtype: torch.dtype) -> "KVCache":
-        """Reserve memory for `num_blocks` blocks; the system hands it out when a block is first written."""
+    def allocate(
+        cls, config: DecoderConfig, num_blocks: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> "KVCache":
+        """Reserve memory for `num_blocks` blocks; on the CPU, by default, it is handed out when a block is written."""
         heads, dim = config.num_kv_heads, config.head_dim
         return cls(
-            torch.empty(config.num_layers, num_blocks, heads, dim, BLOCK_SIZE, dtype=dtype),
-            torch.empty(config.num_layers, num_blocks, heads, BLOCK_SIZE, dim, dtype=dtype),
+            torch.empty(config.num_layers, num_blocks, heads, dim, BLOCK_SIZE, dtype=dtype, device=device),
+            torch.empty(config.num_layers, num_blocks, heads, BLOCK_SIZE, dim, dtype=dtype, device=device),
         )
 
 

@@ -111,6 +111,16 @@ class LogitEdits:
             # A configured end token may lie beyond the vocabulary; it is impossible as it is.
             row[self._end_ids[self._end_ids < row.size]] = -np.inf
 
+    def touched(self, output_token_ids: Sequence[int], vocab_size: int) -> NDArray[np.int64]:
+        """int64 [distinct], the tokens whose logits `apply` reads or writes, for callers that hold no whole row."""
+        parts = [self._bias_ids]
+        if _has_penalties(self._params):
+            self._counts.update(output_token_ids)
+            parts.append(self._counts.token_ids)
+        if len(output_token_ids) < self._params.min_tokens:
+            parts.append(self._end_ids[self._end_ids < vocab_size])
+        return np.unique(np.concatenate(parts))
+
     def _penalise(self, row: NDArray[np.float32]) -> None:
         token_ids, counts = self._counts.token_ids, self._counts.counts
         logits = row[token_ids]

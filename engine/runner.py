@@ -19,11 +19,11 @@ from engine.kernels.reference import ReferenceBackend
 from engine.kv_cache import BLOCK_SIZE, KVCache
 from engine.logits import edits_logits
 from engine.models.checkpoint import Checkpoint
+from engine.models.weights import move_weights
 from engine.request import Request, Sequence
-from engine.sampler import SampledToken, Sampler, SamplingRow, UnusableLogits
+from engine.sampler import SampledToken, SamplingRow, UnusableLogits
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, StepPlan
-from engine.scorer import score_tokens
 from engine.step import StepInputs
 from engine.step_clock import StepClock, StepPhase
 
@@ -55,7 +55,9 @@ class Runner:
     Args:
         checkpoint: The model.
         config: Engine configuration.
+        device: What computes.
         num_blocks: Size of the KV cache.
+        max_model_len: Longest sequence.
         progress: Called with a line of text before each long step.
 
     Attributes:
@@ -65,22 +67,28 @@ class Runner:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, config: EngineConfig, num_blocks: int, progress: Callable[[str], None]
+        self,
+        checkpoint: Checkpoint,
+        config: EngineConfig,
+        device: torch.device,
+        num_blocks: int,
+        max_model_len: int,
+        progress: Callable[[str], None],
     ) -> None:
         self._support = checkpoint.support
-        self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype)
+        self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype, device)
         progress("Preparing kernels (compiled on the first start, then cached)")
-        self.backend = _create_backend(checkpoint, config, self.cache)
+        self.backend = _create_backend(checkpoint, config, self.cache, max_model_len)
         # Where no RELU row can come, there is nothing to choose, and nothing to time at each start.
         may_skip = config.allow_untuned_activations or ActivationMode.RELU in checkpoint.support.modes
         path = config.ffn_path if may_skip and config.kernels is not KernelSet.REFERENCE else FfnPath.DENSE
         self.router = FfnRouter(path, self.backend.measure_ffn_costs)
-        self._sampler = Sampler()
         self.clock = StepClock()
         shape = checkpoint.config
         neurons = shape.num_layers * shape.intermediate_size
         self.work = FfnWork(shape.hidden_size, neurons, self.backend.weight_sizes)
         self.ffn_rows = {"sparse": 0, "dense": 0}
+        self.backend.prepare(checkpoint.support.positive_branch, may_skip=path is not FfnPath.DENSE)
         self._warm_up()
 
     @torch.inference_mode()
@@ -91,9 +99,11 @@ class Runner:
         before = self.backend.sparsity.share(ActivationMode.RELU)
         hidden = self.backend.forward(step)
         self.clock.lap(StepPhase.LAYERS)
-        logits = self.backend.logits(hidden[step.sample_rows])
+        rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
+        # All rows of a decoding step are sampled: nothing to gather, and the backend may have their logits already.
+        logits = self.backend.logits(hidden if len(rows) == len(hidden) else hidden[step.sample_rows])
         self.clock.lap(StepPhase.HEAD)
-        tokens = self._sample(logits, [_sampling_row(item) for item in plan.scheduled if item.samples])
+        tokens = self._sample(logits, rows)
         result = StepResult(tokens, self._score(hidden, step))
         self.clock.lap(StepPhase.SAMPLE)
         self._count_work(step, before)
@@ -115,7 +125,7 @@ class Runner:
             try:
                 # Without bad rows, the rule, nothing is copied: logits of 32 rows are 6 MB.
                 some = logits if len(good) == len(rows) else logits[good]
-                drawn = self._sampler.sample(some, [rows[index] for index in good])
+                drawn = self.backend.sample(some, [rows[index] for index in good])
             except UnusableLogits as error:
                 good = [index for place, index in enumerate(good) if place not in error.rows]
             else:
@@ -130,7 +140,7 @@ class Runner:
         for first in range(0, len(logprobs), SCORE_ROWS):
             some = slice(first, first + SCORE_ROWS)
             logits = self.backend.logits(hidden[step.score_rows[some]])
-            logprobs[some] = score_tokens(logits, step.score_tokens[some])
+            logprobs[some] = self.backend.score(logits, step.score_tokens[some])
         return logprobs
 
     def _warm_up(self) -> None:
@@ -223,8 +233,18 @@ def _sampling_row(item: ScheduledSequence) -> SamplingRow:
     )
 
 
-def _create_backend(checkpoint: Checkpoint, config: EngineConfig, cache: KVCache) -> Backend:
+def _create_backend(checkpoint: Checkpoint, config: EngineConfig, cache: KVCache, max_model_len: int) -> Backend:
     if config.kernels is KernelSet.REFERENCE:
         return ReferenceBackend(checkpoint.config, checkpoint.weights, cache)
+    if config.kernels is KernelSet.TRITON or cache.keys.is_cuda:
+        return _create_triton_backend(checkpoint, config, cache, max_model_len)
     amx = False if config.kernels is KernelSet.VECTOR else None
     return CpuBackend(checkpoint.config, checkpoint.weights, cache, quantization=config.quantize, amx=amx)
+
+
+def _create_triton_backend(checkpoint: Checkpoint, config: EngineConfig, cache: KVCache, max_model_len: int) -> Backend:
+    from engine.kernels.triton.backend import StepLimits, TritonBackend  # needs a package that the CPU does without
+
+    move_weights(checkpoint.weights, cache.keys.device)
+    limits = StepLimits(rows=config.max_num_batched_tokens, sequences=config.max_num_seqs, tokens=max_model_len)
+    return TritonBackend(checkpoint.config, checkpoint.weights, cache, limits=limits)

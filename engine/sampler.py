@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -55,6 +56,17 @@ class SampledToken:
     token_id: int
     logprob: float | None = None
     top: list[tuple[int, float]] | None = None
+
+
+class DrawParameters(NamedTuple):
+    """How each of some rows draws its token, as arrays; see `engine.kernels.cpu.sampling.sample_rows`."""
+
+    temperature: NDArray[np.float32]
+    top_k: NDArray[np.int64]
+    top_p: NDArray[np.float64]
+    min_p: NDArray[np.float64]
+    keys: NDArray[np.uint32]
+    positions: NDArray[np.int64]
 
 
 class UnusableLogits(EngineError):
@@ -118,20 +130,25 @@ def _check(logits: NDArray[np.float32]) -> None:
         raise UnusableLogits(np.flatnonzero(unusable).tolist())
 
 
+def draw_parameters(rows: Sequence[SamplingRow], vocab_size: int) -> DrawParameters:
+    """What the kernels that draw take, of every row."""
+    params = [row.params for row in rows]
+    return DrawParameters(
+        temperature=np.array(
+            [max(p.temperature, _MIN_TEMPERATURE) if p.temperature > 0 else 0.0 for p in params], np.float32
+        ),
+        top_k=np.array([min(p.top_k, vocab_size) for p in params], np.int64),
+        top_p=np.array([p.top_p for p in params], np.float64),
+        min_p=np.array([p.min_p for p in params], np.float64),
+        keys=np.array([row.key for row in rows], np.uint32),
+        positions=np.array([row.position for row in rows], np.int64),
+    )
+
+
 def _draw(logits: NDArray[np.float32], rows: Sequence[SamplingRow]) -> NDArray[np.int64]:
     """int64 [rows], the drawn tokens."""
-    params = [row.params for row in rows]
     token_ids = np.empty(len(rows), np.int64)
-    sample_rows(
-        logits,
-        np.array([max(p.temperature, _MIN_TEMPERATURE) if p.temperature > 0 else 0.0 for p in params], np.float32),
-        np.array([min(p.top_k, logits.shape[1]) for p in params], np.int64),
-        np.array([p.top_p for p in params], np.float64),
-        np.array([p.min_p for p in params], np.float64),
-        np.array([row.key for row in rows], np.uint32),
-        np.array([row.position for row in rows], np.int64),
-        token_ids,
-    )
+    sample_rows(logits, *draw_parameters(rows, logits.shape[1]), token_ids)
     if token_ids.min() < 0:
         raise UnusableLogits(np.flatnonzero(token_ids < 0).tolist())
     return token_ids

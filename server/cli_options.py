@@ -14,7 +14,8 @@ MODEL, SAMPLING, ACTIVATION = "Model and engine", "Sampling", "Activation"
 
 DTypeName = Literal["auto", "float32", "bfloat16"]
 FfnPathName = Literal["auto", "sparse", "dense"]
-KernelsName = Literal["auto", "vector", "reference"]
+KernelsName = Literal["auto", "vector", "reference", "triton"]
+DeviceName = Literal["auto", "cpu", "cuda"]
 QuantizationName = Literal["none", "int8", "int4"]
 ModeName = Literal["silu", "stochastic", "relu"]
 ScopeName = Literal["all", "decode"]
@@ -57,7 +58,14 @@ Quantize = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Device = Annotated[str | None, typer.Option(help="Device to compute on.", show_default="cpu", rich_help_panel=MODEL)]
+Device = Annotated[
+    DeviceName | None,
+    typer.Option(
+        help="What computes; cuda is an NVIDIA GPU (needs siluette[gpu]), auto takes it if there is one.",
+        show_default="cpu",
+        rich_help_panel=MODEL,
+    ),
+]
 MaxModelLen = Annotated[
     int | None,
     typer.Option(
@@ -114,7 +122,7 @@ KernelsOption = Annotated[
     KernelsName | None,
     typer.Option(
         help="auto takes the fastest of the device, vector leaves out AMX; reference is plain PyTorch, slow, for "
-        "comparison.",
+        "comparison; triton are those of the GPU, on a CPU for tests only.",
         show_default="auto",
         rich_help_panel=MODEL,
     ),

@@ -130,6 +130,7 @@ def model_table(info: ModelInfo) -> Table:
         **_quality_rows(info.quality),
         "weights": _mib(info.weight_bytes),
         "KV cache": f"{_mib(info.kv_cache_bytes)}, {info.num_kv_blocks} blocks of {info.block_size} tokens",
+        "device": info.device,
         "threads": str(info.threads),
         **{f"{name} kernels": description for name, description in info.kernels.items()},
     }

@@ -58,7 +58,7 @@ class Services:
 
 def _fingerprint(engine: AsyncEngine) -> str:
     info, config = engine.info, engine.config
-    kernels = (config.kernels, config.ffn_path, info.threads)
+    kernels = (config.kernels, config.ffn_path, info.threads, info.device)
     facts = (
         VERSION,
         torch.__version__,

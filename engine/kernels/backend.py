@@ -1,16 +1,22 @@
 """The narrow interface between the runner and a device's kernels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.activation import PositiveBranch
 from engine.draw_counters import DrawCounters
 from engine.ffn_router import FfnCosts
 from engine.ffn_work import WeightSizes
 from engine.kv_cache import KVCache
 from engine.models.config import DecoderConfig, DecoderWeights
 from engine.models.weights import tensors_of
+from engine.sampler import SampledToken, Sampler, SamplingRow
+from engine.scorer import score_tokens
 from engine.sparsity import SparsityCounters
 from engine.step import StepInputs
 
@@ -35,18 +41,35 @@ class Backend(ABC):
         self.sparsity = SparsityCounters(config.num_layers)
         self.draws = DrawCounters()
         self.neurons_read: int | None = None
+        self._sampler = Sampler()
+
+    def prepare(self, positive_branch: PositiveBranch, *, may_skip: bool) -> None:  # noqa: B027  # most have nothing to
+        """Do what would make the first steps slow. Called once, before the first step.
+
+        Args:
+            positive_branch: The checkpoint's.
+            may_skip: Steps that skip zeros can come.
+        """
 
     @abstractmethod
     def forward(self, step: StepInputs) -> Tensor:
         """Run the step's token rows through all layers. Writes their keys and values into the cache, counts zeros.
 
         Returns:
-            Hidden states float32 [rows, hidden], for `logits` of those rows that need them.
+            Hidden states float32 [rows, hidden], for `logits` of those rows that need them; valid until the next call.
         """
 
     @abstractmethod
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states [rows, hidden] of `forward` to logits [rows, vocab], valid until the next call."""
+
+    def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
+        """Draw the next token of every row of logits, see `Sampler.sample`."""
+        return self._sampler.sample(logits, rows)
+
+    def score(self, logits: Tensor, token_ids: Tensor) -> NDArray[np.float32]:
+        """Log-probability of one token per row of logits, see `engine.scorer.score_tokens`."""
+        return score_tokens(logits, token_ids)
 
     @property
     def weight_bytes(self) -> int:

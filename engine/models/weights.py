@@ -76,6 +76,18 @@ def tensors_of(weights: DecoderWeights) -> Iterator[Tensor]:
         yield weights.lm_head
 
 
+def move_weights(weights: DecoderWeights, device: torch.device) -> None:
+    """Move every parameter to a device, one at a time, letting go of each; tied embeddings stay one tensor."""
+    tied = weights.lm_head is weights.embedding
+    weights.embedding = weights.embedding.to(device)
+    weights.lm_head = weights.embedding if tied else weights.lm_head.to(device)
+    weights.final_norm = weights.final_norm.to(device)
+    for name in LayerWeights.__slots__:
+        part = getattr(weights.stacked, name)
+        if part is not None:
+            setattr(weights.stacked, name, part.to(device))
+
+
 def _allocate_layers(config: DecoderConfig, dtype: torch.dtype) -> LayerWeights:
     hidden, intermediate, qkv_size = config.hidden_size, config.intermediate_size, config.q_size + 2 * config.kv_size
 

@@ -457,7 +457,6 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
-            ({"device": "tpu"}, r"device 'tpu' .* supported: 'cpu'"),
             ({"max_num_seqs": 0}, "max_num_seqs must be at least 1, got 0"),
             ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1, got 0"),
             ({"max_waiting": 0}, "max_waiting must be at least 1, got 0"),
@@ -479,7 +478,8 @@ class TestConfig:
             ({"dtype": "float16"}, "dtype must be one of 'auto', 'float32', 'bfloat16', got 'float16'"),
             ({"ffn_path": "fast"}, "ffn_path must be one of 'auto', 'sparse', 'dense', got 'fast'"),
             ({"quantize": "int2"}, "quantize must be one of 'none', 'int8', 'int4', got 'int2'"),
-            ({"kernels": None}, "kernels must be one of 'auto', 'vector', 'reference', got None"),
+            ({"device": "tpu"}, "device must be one of 'auto', 'cpu', 'cuda', got 'tpu'"),
+            ({"kernels": None}, "kernels must be one of 'auto', 'vector', 'reference', 'triton', got None"),
         ],
     )
     def test_an_unknown_choice_is_refused(self, settings, message):

@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from engine import (
     Activation,
     ActivationMode,
+    Device,
     DType,
     EngineConfig,
     FfnPath,
@@ -91,6 +92,7 @@ class TestHelp:
             (get_args(opt.QuantizationName), Quantization),
             (get_args(opt.FfnPathName), FfnPath),
             (get_args(opt.KernelsName), KernelSet),
+            (get_args(opt.DeviceName), Device),
             (get_args(opt.ModeName), ActivationMode),
             (get_args(opt.ScopeName), Scope),
             (get_args(opt.LogLevelName), get_args(LogLevel)),

@@ -24,14 +24,17 @@ BINS = 1024  # maxima from which a lower bound of the k-th largest value is take
 
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _INF, _NAN = np.float32(np.inf), np.float32(np.nan)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860682e-6)  # the first times an exponent is exact
+LN2_HIGH, LN2_LOW = np.float32(0.693145751953125), np.float32(1.42860682e-6)  # the first times an exponent is exact
 _SQRT_HALF_BITS = np.int32(0x3F3504F3)
 _MANTISSA_BITS, _SIGN_SHIFT, _MAGNITUDE = np.int32(23), np.int32(31), np.int32(0x7FFFFFFF)
 _LOWEST_KEY, _INF_KEY = np.int32(-0x7F800001), np.int32(0x7F800000)  # order keys of -inf and +inf
 
 # log(1 + f) = f - f^2 / 2 + f^3 * L(f) on 1 + f in [sqrt(1/2), sqrt(2)]: minimax, relative error 6e-9 before rounding.
-_L0, _L1, _L2, _L3 = np.float32(0.33333331), np.float32(-0.25000820), np.float32(0.20001227), np.float32(-0.16623357)
-_L4, _L5, _L6, _L7 = np.float32(0.14201757), np.float32(-0.13160183), np.float32(0.12761578), np.float32(-0.076344997)
+LOG_TERMS = tuple(
+    np.float32(term)
+    for term in (0.33333331, -0.25000820, 0.20001227, -0.16623357, 0.14201757, -0.13160183, 0.12761578, -0.076344997)
+)
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = LOG_TERMS
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -43,7 +46,7 @@ def log(x: np.float32) -> np.float32:
     high = _L4 + f * (_L5 + f * (_L6 + f * _L7))
     polynomial = _L0 + f * (_L1 + f * (_L2 + f * (_L3 + f * high)))
     square, power = f * f, np.float32(exponent)
-    return power * _LN2_HIGH + (f + (square * f * polynomial - _HALF * square + power * _LN2_LOW))
+    return power * LN2_HIGH + (f + (square * f * polynomial - _HALF * square + power * LN2_LOW))
 
 
 @njit(cache=True, nogil=True, forceinline=True)
