@@ -4,13 +4,16 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload
 
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.simd import EXP_TERMS, LN2_HIGH, LN2_LOW, LOG2_E, MIN_EXPONENT, bits_to_float, float_to_bits
 
 ONE, HALF = np.float32(1.0), np.float32(0.5)
 MAX_EXPONENT = np.float32(88.0)
 
 
-@njit(forceinline=True)
+# Numba compiles a function once, with the flags of the kernel that comes first unless it has its own. Here they decide
+# whether a * b + c is fused, and so the last bit: without them it would depend on what was compiled or cached before.
+@njit(forceinline=True, fastmath=OPTIONS["fastmath"])
 def exp(x):  # type: ignore[no-untyped-def]
     """float32 exponential within 2 units in the last place (Cephes polynomial); clamps to exp(-87) and exp(88)."""
     x = min(max(x, MIN_EXPONENT), MAX_EXPONENT)
@@ -26,7 +29,7 @@ def exp(x):  # type: ignore[no-untyped-def]
     return y * bits_to_float(np.uint32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
-@njit(forceinline=True)
+@njit(forceinline=True, fastmath=OPTIONS["fastmath"])
 def silu(x):  # type: ignore[no-untyped-def]
     """x * sigmoid(x) in float32."""
     return x / (ONE + exp(-x))

@@ -161,7 +161,7 @@ def normalisers(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 @triton.jit
 def exp(x):  # type: ignore[no-untyped-def]
-    """float32 exponential, the bits of `engine.kernels.cpu.math.exp` for x <= 0."""
+    """float32 exponential, `engine.kernels.cpu.math.exp` for x <= 0 without fused additions."""
     x = tl.maximum(x, _MIN_EXPONENT)
     n = tl.floor(x * _LOG2_E + 0.5)
     r = x - n * _EXP_LN2_HIGH - n * _EXP_LN2_LOW

@@ -11,7 +11,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.formats import as_array
+from engine.kernels.cpu.isa import features
 from engine.kernels.cpu.math import MAX_EXPONENT, MIN_EXPONENT, exp, from_bfloat16, narrow, silu, to_bfloat16, widen
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.rows import add_chunk, multiply_chunk, narrow_chunk, narrow_vector
 from engine.kernels.cpu.simd import (
     HEADS,
@@ -321,3 +323,31 @@ def test_dot_of_real_numbers_is_close(blocks: int, seed: int) -> None:
 
     exact = x.astype(np.float64) * row.astype(np.float64)
     assert abs(found - exact.sum()) <= x.size * 2.0**-24 * np.abs(exact).sum()
+
+
+def called_by_a_kernel(function: Any, options: dict[str, Any], flags: dict[str, Any]) -> NDArray[np.float32]:
+    """Results of a function, compiled anew with its own options, for its first caller, which has these flags."""
+    again = njit(**options)(function.py_func)
+
+    @njit(**flags)
+    def call(x, out):  # type: ignore[no-untyped-def]
+        for i in range(x.size):
+            out[i] = again(x[i])
+
+    x = np.linspace(-30, 30, 4096, dtype=np.float32)
+    out = np.empty_like(x)
+    call(x, out)
+    return out
+
+
+def test_bits_do_not_depend_on_the_kernel_that_comes_first() -> None:
+    """Numba compiles a function without flags of its own with those of its first caller."""
+    fusing = {"fastmath": OPTIONS["fastmath"]}
+    own = {name: exp.targetoptions[name] for name in ("forceinline", "fastmath")}
+
+    first_plain, first_fusing = (called_by_a_kernel(exp, own, flags) for flags in ({}, fusing))
+
+    assert np.array_equal(first_plain, first_fusing)
+    if "fma" in features():  # the trap is there
+        without = {"forceinline": True}
+        assert not np.array_equal(called_by_a_kernel(exp, without, {}), called_by_a_kernel(exp, without, fusing))
