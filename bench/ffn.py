@@ -93,7 +93,7 @@ class Case:
 
     def speedup(self, seconds: Sequence[float]) -> list[float]:
         """How many times as fast as PyTorch, by round."""
-        return _ratios(self.torch, seconds)
+        return ratios(self.torch, seconds)
 
     def share(self, size: float, seconds: Sequence[float]) -> list[float]:
         """Bytes of weights read per second over those of a plain read, by round."""
@@ -121,15 +121,16 @@ class Case:
             "idle": round(cell.idle, 4),
             "sparse_us": _microseconds(cell.seconds),
             "sparse_over_torch": spread(self.speedup(cell.seconds), digits=3),
-            "sparse_over_dense": spread(_ratios(self.dense, cell.seconds), digits=3),
+            "sparse_over_dense": spread(ratios(self.dense, cell.seconds), digits=3),
             "sparse_bandwidth_share": spread(self.share(cell.bytes, cell.seconds), digits=3),
             "routed": cell.routed,
             "routed_over_torch": spread(self.speedup(routed), digits=3),
-            "routed_over_dense": spread(_ratios(self.dense, routed), digits=3),
+            "routed_over_dense": spread(ratios(self.dense, routed), digits=3),
         }
 
 
-def _ratios(base: Sequence[float], own: Sequence[float]) -> list[float]:
+def ratios(base: Sequence[float], own: Sequence[float]) -> list[float]:
+    """How many times as fast, by round."""
     return [theirs / ours for theirs, ours in zip(base, own, strict=True)]
 
 

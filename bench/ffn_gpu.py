@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from bench.ffn import MODELS, shape_of, share_of
+from bench.ffn import MODELS, ratios, shape_of, share_of
 from bench.ffn_block import Rows, Shape, TorchBlock, Weights
 from bench.results import add_out_option, save, spread
 from engine.config import FfnPath
@@ -135,11 +135,6 @@ class Case:
 
     def _share(self, size: float, seconds: Sequence[float]) -> dict[str, float] | None:
         return _spread([size / time / rate for time, rate in zip(seconds, self.read, strict=True)])
-
-
-def ratios(base: Sequence[float], own: Sequence[float]) -> list[float]:
-    """How many times as fast, by round."""
-    return [theirs / ours for theirs, ours in zip(base, own, strict=True)]
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

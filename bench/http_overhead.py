@@ -122,23 +122,34 @@ async def run(engine: AsyncEngine, streams: int, prompt_tokens: int, tokens: int
 
 
 def summarise(engine: list[Side], http: list[Side]) -> dict[str, Any]:
-    """The figures of all rounds. A loss or cost is HTTP against the engine alone, in the median of the rounds."""
-    losses = [
-        1 - with_http.tokens_per_second / alone.tokens_per_second for alone, with_http in zip(engine, http, strict=True)
-    ]
-    costs = [with_http.cpu_us_per_token - alone.cpu_us_per_token for alone, with_http in zip(engine, http, strict=True)]
-    medians = [statistics.median(side.tokens_per_second for side in sides) for sides in (engine, http)]
+    """The figures of all rounds: HTTP against the engine alone."""
+    return {
+        **compare({"engine": engine, "http": http}, cost="http_cpu_us_per_token"),
+        "client_cpu_us_per_token": spread([1e6 * side.client_cpu_seconds / side.tokens for side in http], 1),
+    }
+
+
+def compare(sides: dict[str, list[Side]], *, cost: str) -> dict[str, Any]:
+    """The rounds of two sides, and what the second loses and costs against the first, in the median of the rounds.
+
+    Args:
+        sides: By name; their rounds are pairs.
+        cost: Name of the processor time that the second takes more for each token.
+    """
+    first, second = sides.values()
+    losses = [1 - b.tokens_per_second / a.tokens_per_second for a, b in zip(first, second, strict=True)]
+    costs = [b.cpu_us_per_token - a.cpu_us_per_token for a, b in zip(first, second, strict=True)]
+    medians = [statistics.median(one.tokens_per_second for one in side) for side in (first, second)]
     return {
         "throughput_loss_of_medians": round(1 - medians[1] / medians[0], 4),
         "throughput_loss_by_round": spread(losses, 4),
-        "http_cpu_us_per_token": spread(costs, 1),
-        "client_cpu_us_per_token": spread([1e6 * side.client_cpu_seconds / side.tokens for side in http], 1),
+        cost: spread(costs, 1),
         **{
             name: {
-                "tokens_per_second": spread([side.tokens_per_second for side in sides]),
-                "cpu_us_per_token": spread([side.cpu_us_per_token for side in sides], 1),
+                "tokens_per_second": spread([one.tokens_per_second for one in side]),
+                "cpu_us_per_token": spread([one.cpu_us_per_token for one in side], 1),
             }
-            for name, sides in (("engine", engine), ("http", http))
+            for name, side in sides.items()
         },
     }
 

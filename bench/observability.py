@@ -18,7 +18,6 @@ import argparse
 import asyncio
 import json
 import socket
-import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -29,9 +28,9 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
-from bench.http_overhead import Side, run_http_side
+from bench.http_overhead import Side, compare, run_http_side
 from bench.prompts import PromptMaker
-from bench.results import add_out_option, save, spread
+from bench.results import add_out_option, save
 from engine import ActivationMode, AsyncEngine, EngineConfig, RequestOutput
 from engine.draw_counters import DrawCounters
 from engine.ffn_work import FfnWork, WeightSizes
@@ -189,22 +188,8 @@ async def run(engine: AsyncEngine, streams: int, prompt_tokens: int, tokens: int
 
 
 def summarise(bare: list[Side], watched: list[Side]) -> dict[str, Any]:
-    """The figures of all rounds. A loss is watched against bare, in the median of the rounds."""
-    losses = [1 - w.tokens_per_second / b.tokens_per_second for b, w in zip(bare, watched, strict=True)]
-    costs = [w.cpu_us_per_token - b.cpu_us_per_token for b, w in zip(bare, watched, strict=True)]
-    medians = [statistics.median(side.tokens_per_second for side in sides) for sides in (bare, watched)]
-    return {
-        "throughput_loss_of_medians": round(1 - medians[1] / medians[0], 4),
-        "throughput_loss_by_round": spread(losses, 4),
-        "cpu_us_per_token_more": spread(costs, 1),
-        **{
-            name: {
-                "tokens_per_second": spread([side.tokens_per_second for side in sides]),
-                "cpu_us_per_token": spread([side.cpu_us_per_token for side in sides], 1),
-            }
-            for name, sides in (("bare", bare), ("watched", watched))
-        },
-    }
+    """The figures of all rounds: watched against bare."""
+    return compare({"bare": bare, "watched": watched}, cost="cpu_us_per_token_more")
 
 
 def main(arguments: list[str] | None = None) -> None:

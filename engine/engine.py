@@ -88,7 +88,6 @@ class Engine:
         self._live: dict[str, _Live] = {}
         self._prompt_tokens = self._cached_prompt_tokens = self._generated_tokens = 0
         self._aborted = self._steps = 0
-        self._step_seconds = 0.0
         self.info = _describe(
             checkpoint,
             self._runner,
@@ -197,7 +196,7 @@ class Engine:
         Returns:
             What is new, one piece for each request that moved.
         """
-        start, clock = time.perf_counter(), self._runner.clock
+        clock = self._runner.clock
         clock.start()
         plan = self._scheduler.schedule()
         if not plan.scheduled:
@@ -211,7 +210,6 @@ class Engine:
             raise
         clock.lap(StepPhase.DELIVER)
         self._steps += 1
-        self._step_seconds += time.perf_counter() - start
         return outputs
 
     def _advance_all(self, plan: StepPlan, result: StepResult) -> list[RequestOutput]:
@@ -326,6 +324,7 @@ class Engine:
         zeros, elements = self._runner.backend.sparsity.by_mode()
         pool, scheduler, runner = self._pool, self._scheduler, self._runner
         draws, work = runner.backend.draws, runner.work
+        phases = {str(phase): seconds for phase, seconds in runner.clock.seconds.items()}
         return EngineStats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -338,7 +337,7 @@ class Engine:
             preemptions=scheduler.num_preemptions,
             aborted=self._aborted,
             steps=self._steps,
-            step_seconds=self._step_seconds,
+            step_seconds=sum(phases.values()),
             prefix_cache_queries=scheduler.cache_queries,
             prefix_cache_hits=scheduler.cache_hits,
             ffn_zeros=zeros,
@@ -351,7 +350,7 @@ class Engine:
             negatives=draws.negatives,
             negatives_kept=draws.kept,
             negatives_expected=draws.expected,
-            phase_seconds={str(phase): seconds for phase, seconds in runner.clock.seconds.items()},
+            phase_seconds=phases,
         )
 
 

@@ -96,7 +96,7 @@ class Runner:
         """Compute a plan's tokens, and the log-probabilities that it wants."""
         step = self._inputs(plan)
         self.clock.lap(StepPhase.PREPARE)
-        before = self.backend.sparsity.share(ActivationMode.RELU)
+        zeros_before = self._relu_zeros() if step.skip_zeros else 0
         hidden = self.backend.forward(step)
         self.clock.lap(StepPhase.LAYERS)
         rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
@@ -106,17 +106,21 @@ class Runner:
         tokens = self._sample(logits, rows)
         result = StepResult(tokens, self._score(hidden, step))
         self.clock.lap(StepPhase.SAMPLE)
-        self._count_work(step, before)
+        self._count_work(step, zeros_before)
         return result
 
-    def _count_work(self, step: StepInputs, before: tuple[int, int]) -> None:
-        """Count what a step read and was spared, given the zeros and elements of RELU mode before it."""
-        zeros, elements = self.backend.sparsity.share(ActivationMode.RELU)
-        config = self.backend.config
-        relu_rows = (elements - before[1]) // (config.num_layers * config.intermediate_size)
+    def _count_work(self, step: StepInputs, zeros_before: int) -> None:
+        """Count what a step read and, if it skipped zeros, was spared, given the zeros of RELU mode before it."""
         heads = (len(step.sample_rows) > 0) + -(-len(step.score_rows) // SCORE_ROWS)
-        neurons = self.backend.neurons_read if step.skip_zeros else None
-        self.work.add(len(step.token_ids), heads, neurons, relu_rows, zeros - before[0])
+        neurons, relu_rows, zeros = None, 0, 0
+        if step.skip_zeros:
+            neurons = self.backend.neurons_read
+            relu_rows = int((step.activations.mode == _RELU).sum())
+            zeros = self._relu_zeros() - zeros_before
+        self.work.add(len(step.token_ids), heads, neurons, relu_rows, zeros)
+
+    def _relu_zeros(self) -> int:
+        return self.backend.sparsity.share(ActivationMode.RELU)[0]
 
     def _sample(self, logits: Tensor, rows: list[SamplingRow]) -> list[SampledToken | None]:
         """The next token of each row; None where there is none to draw."""

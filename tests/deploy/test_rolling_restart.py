@@ -5,7 +5,6 @@ nginx runs `deploy/nginx/siluette.conf` with nothing but addresses and ports cha
 
 import asyncio
 import re
-import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -17,6 +16,7 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
+from bench.peers_server import free_port
 from tests.debian_programs import find_program
 from tests.e2e.conftest import ServerProcess, start_server
 
@@ -42,13 +42,6 @@ http {{
     include {folder}/siluette.conf;
 }}
 """
-
-
-def free_port() -> int:
-    """A port that the system has just given and taken back."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def configuration(port: int, servers: list[int]) -> str:

@@ -130,12 +130,7 @@ def launch_down(h: Tensor, weight: Tensor, tile: Tile, flags: Tensor | None, out
         width,
         tile.split_size(size),
         splits,
-        BLOCK_M=ROW_TILE,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        EVEN_K=size % tile.block_k == 0,
         WHOLE=whole,
         SKIP=flags is not None,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch_options(size),
     )

@@ -233,15 +233,10 @@ def launch_product(
         width,
         tile.split_size(size),
         splits,
-        BLOCK_M=ROW_TILE,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        EVEN_K=size % tile.block_k == 0,
         WHOLE=whole,
         HAS_BIAS=bias is not None,
         ADD=add,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch_options(size),
     )
 
 

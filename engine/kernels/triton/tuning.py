@@ -73,6 +73,17 @@ class Tile:
         """Splits that are not empty."""
         return max(1, -(-inputs // self.split_size(inputs)))
 
+    def launch_options(self, inputs: int) -> dict[str, int | bool]:
+        """What every kernel that multiplies by a weight with so many inputs is compiled with."""
+        return {
+            "BLOCK_M": ROW_TILE,
+            "BLOCK_N": self.block_n,
+            "BLOCK_K": self.block_k,
+            "EVEN_K": inputs % self.block_k == 0,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceTable:

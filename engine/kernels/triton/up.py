@@ -168,15 +168,10 @@ def launch_gathered(x: Tensor, weight: Tensor, tile: Tile, active: ActiveNeurons
         tile.split_size(size),
         splits,
         blocks,
-        BLOCK_M=ROW_TILE,
-        BLOCK_N=tile.block_n,
-        BLOCK_K=tile.block_k,
-        EVEN_K=size % tile.block_k == 0,
         WHOLE=whole,
         NEURONS=NEURONS,
         COUNTS=COUNTS,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.launch_options(size),
     )
 
 
