@@ -216,8 +216,8 @@ class Engine:
         """Hand the step's results to their sequences and gather what is new by request."""
         outputs: dict[str, RequestOutput] = {}
         sampled = [item.sequence for item in plan.scheduled if item.samples]
-        for sequence, token in zip(sampled, result.tokens, strict=True):
-            piece = self._advance(sequence, token)
+        for sequence, token, zeros in zip(sampled, result.tokens, result.zeros.tolist(), strict=True):
+            piece = self._advance(sequence, token, zeros)
             output = outputs.setdefault(sequence.request.request_id, self._output(sequence))
             output.samples.append(piece)
             output.finished = sequence.request.request_id not in self._live
@@ -241,7 +241,7 @@ class Engine:
                 output.prompt_logprobs, output.finished = tuple(live.logprobs), True
                 yield output
 
-    def _advance(self, sequence: Sequence, token: SampledToken | None) -> SampleOutput:
+    def _advance(self, sequence: Sequence, token: SampledToken | None, zeros: int) -> SampleOutput:
         """Append a sequence's next token, make text of it and see whether it ends."""
         live = self._live[sequence.request.request_id]
         sample = live.samples[sequence.index]
@@ -251,11 +251,18 @@ class Engine:
             if sequence.num_generated == 0:
                 self._cached_prompt_tokens += sequence.num_cached
             sequence.token_ids.append(token.token_id)
+            sequence.ffn_zeros += zeros
             self._generated_tokens += 1
             piece = self._piece(sample, token)
         if piece.finish_reason is not None:
+            piece.sparsity = self._sparsity(sequence)
             self._finish(sequence)
         return piece
+
+    def _sparsity(self, sequence: Sequence) -> float | None:
+        """Share of zeros in the rows that gave a sequence's tokens: one row a token, whatever the prefix cache had."""
+        elements = sequence.num_generated * self.info.num_layers * self.info.intermediate_size
+        return sequence.ffn_zeros / elements if elements else None
 
     def _finish(self, sequence: Sequence) -> None:
         """Let go of a sequence that has all it wanted, and of its request with the last one."""

@@ -37,7 +37,7 @@ class SampleOutput:
     """One sample's text, or the next piece of it.
 
     A streamed piece may have tokens and no text (an incomplete character or a possible stop string is held back), or
-    text and no tokens (what was held back is released at the end).
+    text and no tokens (what was held back is released at the end). The last one has the finish reason and the sparsity.
     """
 
     index: int
@@ -46,6 +46,7 @@ class SampleOutput:
     logprobs: list[PositionLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None  # the stop string or stop token id that ended it; None for end-of-sequence
+    sparsity: float | None = None  # share of zeros in act(gate), over all layers, of the rows that gave its tokens
 
     def extend(self, piece: "SampleOutput") -> None:
         """Append the next piece of the same sample."""
@@ -56,6 +57,7 @@ class SampleOutput:
         if piece.finish_reason is not None:
             self.finish_reason = piece.finish_reason
             self.stop_reason = piece.stop_reason
+            self.sparsity = piece.sparsity
 
 
 @dataclass(slots=True)

@@ -92,6 +92,7 @@ class Sequence:
         "cache_parent",
         "edits",
         "end_token_ids",
+        "ffn_zeros",
         "first_active",
         "index",
         "num_cached",
@@ -115,6 +116,7 @@ class Sequence:
         self.queue_seconds: float | None = None  # from the request's arrival to its first step; None until then
         self.was_admitted = False  # if only to be preempted later
         self.num_cached = 0  # of the prompt, taken from the prefix cache when it was first admitted
+        self.ffn_zeros = 0  # of the rows that gave its tokens, over all layers
         self.num_registered = 0  # blocks the prefix cache knows
         self.cache_parent = 0  # its name for the last of them
         self.edits = LogitEdits(request.sampling, request.prompt_token_ids, end_token_ids)

@@ -42,10 +42,12 @@ class StepResult:
     Attributes:
         tokens: The next token of each scheduled sequence that samples, in the plan's order; None where the model's
             logits are not finite, so that one such sequence does not take the others with it.
+        zeros: int64 [samples], values of act(gate) that were 0, over all layers, in the row that gave each token.
         logprobs: float32 [scored], of the plan's `score_token_ids` one after another; NaN where logits are not finite.
     """
 
     tokens: list[SampledToken | None]
+    zeros: NDArray[np.int64]
     logprobs: NDArray[np.float32]
 
 
@@ -104,7 +106,7 @@ class Runner:
         logits = self.backend.logits(hidden if len(rows) == len(hidden) else hidden[step.sample_rows])
         self.clock.lap(StepPhase.HEAD)
         tokens = self._sample(logits, rows)
-        result = StepResult(tokens, self._score(hidden, step))
+        result = StepResult(tokens, self.backend.row_zeros[step.sample_rows.numpy()], self._score(hidden, step))
         self.clock.lap(StepPhase.SAMPLE)
         self._count_work(step, zeros_before)
         return result

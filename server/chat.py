@@ -72,6 +72,7 @@ def _choices(outputs: Sequence[RequestOutput], tokenizer: Tokenizer) -> list[Cha
             "message": {"role": "assistant", "content": sample.text, "refusal": None},
             "logprobs": None if sample.logprobs is None else chat_logprobs(sample.logprobs, tokenizer),
             "finish_reason": sample.finish_reason,
+            "sparsity": sample.sparsity,
         }
         for output in outputs
         for sample in sorted(output.samples, key=lambda sample: sample.index)
@@ -94,4 +95,10 @@ class _ChoiceStream:
             self._begun.add(index)
             delta = {"role": "assistant", "content": sample.text}
         logprobs = None if sample.logprobs is None else chat_logprobs(sample.logprobs, self._tokenizer)
-        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": sample.finish_reason}
+        return {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": sample.finish_reason,
+            "sparsity": sample.sparsity,
+        }

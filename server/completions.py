@@ -78,6 +78,7 @@ def _choices(outputs: Sequence[RequestOutput], echoes: Sequence[str], n: int) ->
                     "text": echo + sample.text,
                     "logprobs": logprobs,
                     "finish_reason": sample.finish_reason,
+                    "sparsity": sample.sparsity,
                 }
             )
     return choices
@@ -100,4 +101,10 @@ class _ChoiceStream:
             logprobs, self._offsets[index] = completion_logprobs(sample.logprobs, self._offsets.get(index, 0))
         elif not text and sample.finish_reason is None:
             return None  # an incomplete character, or what may become a stop string
-        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": sample.finish_reason}
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": sample.finish_reason,
+            "sparsity": sample.sparsity,
+        }

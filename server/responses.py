@@ -58,13 +58,19 @@ class CompletionLogprobs(TypedDict):
     text_offset: list[int]
 
 
-class CompletionChoice(TypedDict):
+class ChoiceEnd(TypedDict):
+    """How a sample ended, and its share of zeros in the feed-forward. Both are null in pieces before the last one."""
+
+    finish_reason: str | None
+    sparsity: float | None
+
+
+class CompletionChoice(ChoiceEnd):
     """One sample of one prompt, or a piece of it."""
 
     index: int
     text: str
     logprobs: CompletionLogprobs | None
-    finish_reason: str | None
 
 
 class CompletionResponse(AnswerHead, AnswerEnd):
@@ -102,13 +108,12 @@ class ChatAnswer(TypedDict):
     refusal: None
 
 
-class ChatChoice(TypedDict):
+class ChatChoice(ChoiceEnd):
     """One sample."""
 
     index: int
     message: ChatAnswer
     logprobs: ChatLogprobs | None
-    finish_reason: str | None
 
 
 class ChatCompletionResponse(AnswerHead, AnswerEnd):
@@ -124,13 +129,12 @@ class ChatDelta(TypedDict):
     content: str
 
 
-class ChatChunkChoice(TypedDict):
+class ChatChunkChoice(ChoiceEnd):
     """A piece of one sample, in a streamed answer."""
 
     index: int
     delta: ChatDelta
     logprobs: ChatLogprobs | None
-    finish_reason: str | None
 
 
 class ModelCard(TypedDict):

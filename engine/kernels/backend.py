@@ -32,6 +32,8 @@ class Backend(ABC):
         draws: Counts of what stochastic rows drew.
         neurons_read: Neurons, over all layers, whose weights in `up` and `down` the last `forward` read; None where a
             backend does not skip any, or does not know.
+        row_zeros: int64 [rows], values of act(gate) that are 0 in each row of the last `forward`, over all layers. Read
+            it once the step's tokens are known: before, a device may still be counting.
     """
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights, cache: KVCache) -> None:
@@ -41,6 +43,7 @@ class Backend(ABC):
         self.sparsity = SparsityCounters(config.num_layers)
         self.draws = DrawCounters()
         self.neurons_read: int | None = None
+        self.row_zeros = np.zeros(0, np.int64)
         self._sampler = Sampler()
 
     def prepare(self, positive_branch: PositiveBranch, *, may_skip: bool) -> None:  # noqa: B027  # most have nothing to

@@ -29,6 +29,7 @@ class ReferenceBackend(Backend):
         modes = step.activations.mode.numpy()
         self.sparsity.add(modes, zeros, self.config.intermediate_size)
         self.draws.add(modes, step.activations.threshold.numpy(), zeros, kept)
+        self.row_zeros = zeros.sum(0)
         return x
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ def test_a_recorded_stream() -> None:
     assert (reader.done, reader.failure) == (True, None)
     assert {chunk.index for chunk in chunks} == {0, 1}
     completion = reader.completion
+    assert completion.sparsity is None  # of a server that did not say it
     assert [text.startswith(ECHO) for text in completion.texts] == [True, True]
     assert [choice.finish_reason for choice in completion.choices] == ["length", "length"]
     assert (completion.activation.mode, completion.activation.p, completion.activation.seed) == ("stochastic", 0.6, 5)

@@ -154,6 +154,24 @@ def test_models_say_which_activations_they_support(client: Client, server: Serve
     assert 0.5 < model.activations.sparsity < 1
 
 
+def test_an_answer_has_its_own_sparsity(client: Client) -> None:
+    activations = ["silu", Activation.stochastic(0.8, seed=1), "relu"]
+    silu, stochastic, relu = (
+        answer.sparsity or 0 for answer in client.compare(PROMPT, activations=activations, max_tokens=8)
+    )
+
+    assert silu == 0
+    assert 0.5 < relu < 1
+    assert 0.2 * 0.5 < stochastic < 0.2  # of the negative values, every fifth
+    with client.stream(PROMPT, activation="relu", max_tokens=8, n=2, seed=3) as stream:
+        chunks = list(stream)
+    assert {chunk.index: chunk.sparsity for chunk in chunks if chunk.sparsity is not None} == {
+        choice.index: choice.sparsity for choice in stream.completion.choices
+    }
+    whole = client.generate(PROMPT, activation="relu", max_tokens=8, n=2, seed=3)
+    assert [choice.sparsity for choice in stream.completion.choices] == [choice.sparsity for choice in whole.choices]
+
+
 def test_sparsity_of_what_ran_between_two_readings(client: Client) -> None:
     before = client.sparsity()
     client.generate(PROMPT, activation="relu", max_tokens=8)

@@ -9,6 +9,7 @@ import pytest
 from engine import (
     LLM,
     Activation,
+    ActivationMode,
     ContextLengthExceeded,
     DType,
     EngineConfig,
@@ -81,6 +82,11 @@ def joined(pieces: Iterator[RequestOutput]) -> RequestOutput:
         whole.extend(piece)
     whole.samples.sort(key=lambda sample: sample.index)
     return whole
+
+
+def total(counts: dict[ActivationMode, list[int]]) -> int:
+    """Of all modes and layers."""
+    return sum(map(sum, counts.values()))
 
 
 class TestPrompts:
@@ -295,6 +301,33 @@ class TestStopping:
         assert len(lengths) > 1
         assert output.finished
         assert all(sample.finish_reason is not None for sample in output.samples)
+
+
+class TestSparsity:
+    @pytest.mark.parametrize("activation", ACTIVATIONS, ids=mode_id)
+    def test_it_is_the_share_of_zeros_in_the_rows_that_gave_the_tokens(self, llm, activation):
+        """With a prompt of one token every row gives one, so counters of all rows must say the same."""
+        before = llm.stats()
+
+        sample = llm.generate([7], params(max_tokens=9), activation)[0].samples[0]
+
+        after = llm.stats()
+        zeros, elements = total(after.ffn_zeros) - total(before.ffn_zeros), total(after.ffn_elements)
+        assert sample.sparsity == zeros / (elements - total(before.ffn_elements))
+        assert (sample.sparsity > 0.1) == (activation.mode != "silu")
+
+    def test_samples_of_a_request_have_their_own(self, llm):
+        samples = llm.generate(PROMPT, params(n=3), Activation("stochastic", p=0.5))[0].samples
+
+        assert len({sample.sparsity for sample in samples}) == 3
+
+    def test_only_the_last_piece_of_a_stream_has_it(self, llm):
+        relu = Activation("relu")
+
+        pieces = [piece.samples[0] for piece in llm.stream(PROMPT, GREEDY, relu)]
+
+        assert [piece.sparsity for piece in pieces[:-1]] == [None] * 11
+        assert pieces[-1].sparsity == llm.generate(PROMPT, GREEDY, relu)[0].samples[0].sparsity
 
 
 class TestLogits:

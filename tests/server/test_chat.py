@@ -37,6 +37,7 @@ async def test_streamed_message_equals_the_whole_answer(client: httpx.AsyncClien
         assert "".join(piece["delta"]["content"] for piece in pieces) == choice["message"]["content"]
         assert [piece["delta"].get("role") for piece in pieces] == ["assistant"] + [None] * (len(pieces) - 1)
         assert [piece["finish_reason"] for piece in pieces] == [None] * (len(pieces) - 1) + ["length"]
+        assert [piece["sparsity"] for piece in pieces] == [None] * (len(pieces) - 1) + [choice["sparsity"]]
 
 
 async def test_prompt_is_the_chat_template(client: httpx.AsyncClient, engine: AsyncEngine) -> None:

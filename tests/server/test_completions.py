@@ -31,6 +31,17 @@ def texts(events: list[dict[str, Any]]) -> dict[int, str]:
     return joined
 
 
+def sparsity(events: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """Of each choice, what its events say: once, at its end."""
+    said: dict[int, list[float]] = {}
+    for event in events:
+        for choice in event["choices"]:
+            assert (choice["sparsity"] is None) == (choice["finish_reason"] is None)
+            if choice["sparsity"] is not None:
+                said.setdefault(choice["index"], []).append(choice["sparsity"])
+    return said
+
+
 @pytest.mark.parametrize("activation", MODES, ids=mode_id)
 async def test_answer_says_what_was_used_and_sending_that_again_gives_the_same_text(
     client: httpx.AsyncClient, activation: dict[str, Any]
@@ -55,6 +66,7 @@ async def test_streamed_text_equals_the_whole_answer(client: httpx.AsyncClient, 
     assert events[0]["activation"] == whole["activation"]
     assert events[0]["seed"] == whole["seed"]
     assert len({event["id"] for event in events}) == 1
+    assert sparsity(events) == {choice["index"]: [choice["sparsity"]] for choice in whole["choices"]}
 
 
 async def test_first_event_and_every_last_one_say_what_was_used(client: httpx.AsyncClient) -> None:

@@ -122,6 +122,7 @@ class CpuBackend(Backend):
         self.sparsity.add(modes, zeros, self.config.intermediate_size)
         self.draws.add(modes, rows.threshold.numpy(), zeros, kept)
         self.neurons_read = int(neurons.sum())
+        self.row_zeros = zeros.sum(0)
         return x
 
     @property

@@ -95,6 +95,8 @@ class TritonBackend(Backend):
         self._q = empty(rows, config.num_heads, config.head_dim, of=dtype)
         self._attended = empty(rows, config.q_size, of=dtype)
         self._zeros = empty(config.num_layers, rows, of=torch.int32)
+        # Pinned on a GPU: each step's sums arrive in the device's own time, and before the step's tokens.
+        self._seen_zeros = torch.empty(rows, dtype=torch.int64, pin_memory=device.type == "cuda")
         self._logits = empty(sequences, config.vocab_size)
         if recorder is None:
             recorder = CudaRecorder() if device.type == "cuda" else run_each_time
@@ -128,6 +130,8 @@ class TritonBackend(Backend):
             self._graphs.run((size, step.skip_zeros, branch))
             self._replayed = hidden
         self._counters.add_rows(self._zeros, self._device_step(rows, tiles, branch).activations.mode)
+        self._seen_zeros[:rows].copy_(self._zeros[:, :rows].sum(0), non_blocking=True)
+        self.row_zeros = self._seen_zeros[:rows].numpy()
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

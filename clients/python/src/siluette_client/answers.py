@@ -119,11 +119,13 @@ class _GrowingChoice:
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] | None = None
         self._finish_reason: str | None = None
+        self._sparsity: float | None = None
 
     def add(self, chunk: Chunk) -> None:
         """One more piece."""
         self._texts.append(chunk.text)
         self._finish_reason = chunk.finish_reason or self._finish_reason
+        self._sparsity = self._sparsity if chunk.sparsity is None else chunk.sparsity
         if chunk.logprobs is not None:
             self._logprobs = self._logprobs or []
             self._logprobs += chunk.logprobs
@@ -131,7 +133,13 @@ class _GrowingChoice:
     def freeze(self, index: int) -> Choice:
         """What has come so far."""
         logprobs = None if self._logprobs is None else list(self._logprobs)
-        return Choice(index=index, text="".join(self._texts), finish_reason=self._finish_reason, logprobs=logprobs)
+        return Choice(
+            index=index,
+            text="".join(self._texts),
+            finish_reason=self._finish_reason,
+            logprobs=logprobs,
+            sparsity=self._sparsity,
+        )
 
 
 def _parse(kind: type[AnswerT], content: bytes | str) -> AnswerT:

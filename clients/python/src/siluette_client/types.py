@@ -64,6 +64,8 @@ class Choice(Answer):
     """What the model wrote; of a chat, the content of its message."""
     finish_reason: str | None = None
     """`stop`, `length`, `error`; None while the sample is not finished."""
+    sparsity: float | None = None
+    """Share of zeros among the activated gate values that gave the sample's tokens, in [0, 1]; None until it ends."""
     logprobs: Annotated[list[TokenLogprob] | None, BeforeValidator(_logprobs_of_wire)] = None
 
     @model_validator(mode="before")
@@ -123,6 +125,11 @@ class Completion(Answer):
     def text(self) -> str:
         """The text of the first sample; empty if there is none."""
         return self.choices[0].text if self.choices else ""
+
+    @property
+    def sparsity(self) -> float | None:
+        """The share of zeros of the first sample, see `Choice.sparsity`."""
+        return self.choices[0].sparsity if self.choices else None
 
     @property
     def texts(self) -> list[str]:

@@ -159,6 +159,7 @@ def test_zeros_are_counted_as_the_reference_does(tmp_path_factory: pytest.TempPa
         # Beside 0 lie values that another order of summation moves across it.
         assert zeros[mode] == pytest.approx(expected_zeros[mode], abs=2)
     assert zeros[ActivationMode.RELU][0] > 0.3 * elements[ActivationMode.RELU][0]
+    assert found.row_zeros == pytest.approx(expected.row_zeros, abs=2)
 
 
 def test_logits_of_a_decoding_step_come_with_it(tmp_path_factory: pytest.TempPathFactory) -> None:
