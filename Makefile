@@ -35,8 +35,9 @@ serve: install ## Install what is missing and serve the default model on 127.0.0
 	@echo "==> Starting the server"
 	@exec $(BIN)/siluette serve $(ARGS)
 
+# Two processes: many tests compile kernels or wait for a server, and more would not fit into a small machine's memory.
 test: $(DEV_STAMP) ## Run all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(DEV_STAMP) ## Check style, formatting and types
 	@$(BIN)/ruff check .

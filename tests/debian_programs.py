@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from training.debian_packages import fetch_package, unpack_package
 from training.errors import PackageError
@@ -24,11 +25,12 @@ def find_program(name: str, package: str, cache: pytest.Cache) -> Path:
     if installed is not None:
         return Path(installed)
     folder = cache.mkdir("debian-packages") / package
-    if not _programs(folder, name):
-        try:
-            unpack_package(fetch_package(package, folder.parent), folder)
-        except PackageError as error:
-            pytest.skip(f"{name} is not installed, and its Debian package cannot be fetched: {error}")
+    with FileLock(folder.with_suffix(".lock")):  # tests run in several processes
+        if not _programs(folder, name):
+            try:
+                unpack_package(fetch_package(package, folder.parent), folder)
+            except PackageError as error:
+                pytest.skip(f"{name} is not installed, and its Debian package cannot be fetched: {error}")
     (program,) = _programs(folder, name)
     missing = subprocess.run(["ldd", program], capture_output=True, text=True, check=False).stdout
     if "not found" in missing:

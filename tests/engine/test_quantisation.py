@@ -49,7 +49,7 @@ from tests.engine.steps import Chunk, blocks_of, step_inputs
 LAYERS, OUT, IN = 2, 32, 128
 # A scale in bfloat16 is off by up to this share of itself.
 SCALE_ERROR = 2.0**-8
-TEXTS = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+TEXTS = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))[:8]
 TEXT_TOKENS, WINDOW = 1536, 512
 MODES = [Activation(), Activation(ActivationMode.STOCHASTIC, p=0.75, seed=11), Activation(ActivationMode.RELU)]
 QUANTISED = [Quantization.INT8, Quantization.INT4]
@@ -337,7 +337,7 @@ def test_widths_that_do_not_hold_whole_groups_are_refused(
 
 
 def perplexity(llm: LLM, activation: Activation) -> float:
-    """Of the beginnings of all pages of the documentation, in windows."""
+    """Of the beginnings of some pages of the documentation, in windows."""
     windows = []
     for text in TEXTS:
         tokens = llm.tokenizer.encode(text.read_text(encoding="utf-8"))[:TEXT_TOKENS]
@@ -361,7 +361,7 @@ def quantised(request: pytest.FixtureRequest) -> Iterator[LLM]:
 
 @pytest.mark.slow
 def test_perplexity_of_the_default_model_hardly_rises(quantised: LLM, as_it_is: float) -> None:
-    # All pages together: single ones of 1,536 tokens differ from the mean by a third of a per cent.
+    # Several pages together: single ones of 1,536 tokens differ from the mean by a third of a per cent.
     allowed = {"int8": 1.005, "int4": 1.03}[quantised.info.quantization]
 
     assert perplexity(quantised, Activation()) < allowed * as_it_is

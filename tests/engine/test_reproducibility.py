@@ -46,14 +46,29 @@ def default_subject() -> Subject:
     return Subject(None, prompts, small_cache_mib=16, tokens_of_others=24)
 
 
-@pytest.fixture(scope="module", params=["tiny", pytest.param("default", marks=pytest.mark.slow)])
-def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    return tiny_subject(tmp_path_factory.mktemp("tiny")) if request.param == "tiny" else default_subject()
+# The default model as it is served; in float32 it would take minutes, and show what the tiny one shows.
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("tiny", DType.FLOAT32),
+        ("tiny", DType.BFLOAT16),
+        pytest.param(("default", DType.BFLOAT16), marks=pytest.mark.slow),
+    ],
+    ids="-".join,
+)
+def setting(request: pytest.FixtureRequest) -> tuple[str, DType]:
+    model, dtype = request.param
+    return model, dtype
 
 
-@pytest.fixture(scope="module", params=[DType.FLOAT32, DType.BFLOAT16])
-def dtype(request: pytest.FixtureRequest) -> DType:
-    return DType(request.param)
+@pytest.fixture(scope="module")
+def subject(setting: tuple[str, DType], tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    return tiny_subject(tmp_path_factory.mktemp("tiny")) if setting[0] == "tiny" else default_subject()
+
+
+@pytest.fixture(scope="module")
+def dtype(setting: tuple[str, DType]) -> DType:
+    return setting[1]
 
 
 @pytest.fixture(scope="module")
