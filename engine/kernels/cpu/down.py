@@ -13,10 +13,14 @@ from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, tile_columns
 from engine.kernels.cpu.rows import (
+    SUMMED,
     add_chunk,
     add_listed_pairs,
     add_listed_rows,
     add_rows_4,
+    add_scaled_alone,
+    add_scaled_paired,
+    add_scaled_together,
     fetch,
     interleave32,
     narrow_chunk,
@@ -27,7 +31,9 @@ from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bflo
 
 PANEL = 256  # neurons whose rows are interleaved before many token rows use them,
 PANEL_COLUMNS = 320  # for so many columns at most: 160 KiB
-AHEAD = 128  # neurons whose rows are on their way while others are added
+AHEAD = 128  # neurons whose rows are on their way while others are added, and where all of them are wanted
+STREAMED = 32
+CHUNK, STRIP = 128, 128  # token rows and neurons that are multiplied together without AMX, whose values stay in caches
 _FOUR = np.arange(4)
 _PAIR_BYTES = 2 * ROW_BYTES  # between rows of two tiles of sums that lie side by side
 
@@ -112,16 +118,40 @@ def add_in_order(totals, rows, hidden, first, last, down, out):  # type: ignore[
 
 
 def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
-    width = last - first
-    for start in range(0, rows, ROWS):  # whose totals stay in the first-level cache
-        end = min(start + ROWS, rows)
-        for r in range(start, end):
-            totals[r * hidden + first : r * hidden + last] = 0
+    for r in range(rows):
+        totals[r * hidden + first : r * hidden + last] = 0
+    if rows < SUMMED:
         for j in range(0, intermediate, 4):
-            for r in range(start, end):
-                at = r * intermediate + j
-                add_rows_4(totals, r * hidden + first, h, at, down, j * hidden + first, _FOUR, 0, hidden, width)
+            for i in range(j + STREAMED, min(j + STREAMED + 4, intermediate)):
+                fetch(down, i * hidden + first, last - first)
+            for r in range(rows):
+                place, at = r * hidden + first, r * intermediate + j
+                add_rows_4(totals, place, h, at, down, j * hidden + first, _FOUR, 0, hidden, last - first)
+    else:
+        for top in range(0, rows, CHUNK):
+            bottom = min(top + CHUNK, rows)
+            for j in range(0, intermediate, STRIP):
+                count = min(STRIP, intermediate - j)
+                for k in range(first, last, BLOCK):
+                    _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals)
     add_in_order(totals, rows, hidden, first, last, down, out)
+
+
+@njit(**OPTIONS)
+def _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals):  # type: ignore[no-untyped-def]
+    """totals[r, k : k + 32] += sum over `count` neurons from j on of h[r, j] * down[j], top <= r < bottom."""
+    weights = j * hidden + k
+    paired = top + (bottom - top) // SUMMED * SUMMED
+    alone = paired + (bottom - paired) // 2 * 2
+    for r in range(top, paired, SUMMED):
+        place, at = r * hidden + k, r * intermediate + j
+        add_scaled_together(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
+    for r in range(paired, alone, 2):
+        place, at = r * hidden + k, r * intermediate + j
+        add_scaled_paired(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
+    for r in range(alone, bottom):
+        place, at = r * hidden + k, r * intermediate + j
+        add_scaled_alone(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
 
 
 def _tile_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]

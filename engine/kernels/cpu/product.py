@@ -20,8 +20,10 @@ from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.rows import (
     ALONE,
     NEURONS,
+    PAIRED,
     TOKENS,
     dots_alone,
+    dots_paired,
     dots_together,
     narrow_chunk,
     place_of,
@@ -153,11 +155,17 @@ def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, 
 
 
 def _plain_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
-    alone, base, x = first + (last - first) // TOKENS * TOKENS, neuron * size, inputs.values
-    for n in range(0, BLOCK, NEURONS):
-        for row in range(first, alone, TOKENS):
-            place = at + (row - first) * stride + n
-            dots_together(out, place, stride, x, row * size, size, weights, base, _CONSECUTIVE, n, size)
+    base, x = neuron * size, inputs.values
+    paired = first + (last - first) // TOKENS * TOKENS
+    alone = paired + (last - paired) // 2 * 2
+    for row in range(first, paired, TOKENS):  # which stay in the first-level cache, and weights in the second
+        place = at + (row - first) * stride
+        for n in range(0, BLOCK, NEURONS):
+            dots_together(out, place + n, stride, x, row * size, size, weights, base, _CONSECUTIVE, n, size)
+    for row in range(paired, alone, 2):
+        place = at + (row - first) * stride
+        for n in range(0, BLOCK, PAIRED):
+            dots_paired(out, place + n, stride, x, row * size, size, weights, base, _CONSECUTIVE, n, size)
     for n in range(0, BLOCK, ALONE):
         for row in range(alone, last):
             place = at + (row - first) * stride + n

@@ -8,6 +8,7 @@ Every function adds its terms in one fixed order that depends on the size alone.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -33,6 +34,7 @@ from engine.kernels.cpu.simd import (
 )
 
 CHUNK = 2 * LANES  # what a size must be a multiple of
+FEW_VECTORS = 2  # that need weights faster than they come by themselves: the next rows of weights are fetched meanwhile
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
@@ -75,6 +77,34 @@ def _weight_pointers(builder: Any, base: Any, places: Any, count: int, size: Any
     ]
 
 
+# Lanes of a sum in the products below: one vector register, where `LANES` may take two.
+_SUM_LANES = 16 if has_avx512() else 8
+_SUM, _SUM_INTS = ir.VectorType(_FLOAT, _SUM_LANES), ir.VectorType(_INT, _SUM_LANES)
+
+
+def _parts(builder: Any, pointer: Any, dtype: Any) -> list[tuple[int, Callable[[], Any]]]:
+    """32 weights in vectors of a sum's lanes: where in the 32 values each meets lies, and how it is loaded.
+
+    Loaded one after another, they take one register at a time.
+    """
+
+    def load(kind: Any, at: int, align: int) -> Any:
+        return load_as(builder, builder.gep(pointer, [ir.Constant(_LONG, at)]), kind, align)
+
+    def even(at: int) -> Any:
+        pairs = load(_SUM_INTS, 2 * at, 2)
+        return builder.bitcast(builder.shl(pairs, ir.Constant(_SUM_INTS, [16] * _SUM_LANES)), _SUM)
+
+    def odd(at: int) -> Any:
+        pairs = load(_SUM_INTS, 2 * at, 2)
+        return builder.bitcast(builder.and_(pairs, ir.Constant(_SUM_INTS, [-65536] * _SUM_LANES)), _SUM)
+
+    if dtype == types.float32:
+        return [(at, partial(load, _SUM, at, 4)) for at in range(0, CHUNK, _SUM_LANES)]
+    halves = range(0, LANES, _SUM_LANES)
+    return [part for at in halves for part in ((at, partial(even, at)), (LANES + at, partial(odd, at)))]
+
+
 def make_dots(num_rows: int, num_vectors: int) -> Any:
     """Intrinsic for `num_vectors` vectors with `num_rows` rows of weights, all sums in registers."""
 
@@ -108,20 +138,26 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
             vectors = [
                 builder.gep(x_pointer, [builder.mul(args[5], ir.Constant(_LONG, v))]) for v in range(num_vectors)
             ]
-            sums = [[cgutils.alloca_once(builder, _VECTOR) for _ in rows] for _ in vectors]
+            sums = [[cgutils.alloca_once(builder, _SUM) for _ in rows] for _ in vectors]
             for line in sums:
                 for total in line:
-                    builder.store(ir.Constant(_VECTOR, [0.0] * LANES), total)
+                    builder.store(ir.Constant(_SUM, [0.0] * _SUM_LANES), total)
             with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_LONG, CHUNK))) as loop:
                 at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
-                later = builder.add(at, ir.Constant(_LONG, LANES))
-                chunks = [_load_chunk(builder, builder.gep(row, [at]), dtype) for row in rows]
-                for vector, line in zip(vectors, sums, strict=True):
-                    first = load_as(builder, builder.gep(vector, [at]), _VECTOR, 4)
-                    second = load_as(builder, builder.gep(vector, [later]), _VECTOR, 4)
-                    for (even, odd), total in zip(chunks, line, strict=True):
-                        partial = multiply_add(builder, even, first, builder.load(total))
-                        builder.store(multiply_add(builder, odd, second, partial), total)
+                if num_vectors <= FEW_VECTORS:
+                    for row in rows:
+                        for element in range(0, CHUNK, CACHE_LINE * 8 // dtype.bitwidth):
+                            ahead = builder.add(at, ir.Constant(_LONG, element))
+                            following = builder.add(builder.mul(size, ir.Constant(_LONG, num_rows)), ahead)
+                            prefetch_line(builder, builder.gep(row, [following]))
+                by_row = [_parts(builder, builder.gep(row, [at]), dtype) for row in rows]
+                for same_part in zip(*by_row, strict=True):
+                    place = builder.add(at, ir.Constant(_LONG, same_part[0][0]))
+                    loaded = [load() for _, load in same_part]
+                    for vector, line in zip(vectors, sums, strict=True):
+                        values = load_as(builder, builder.gep(vector, [place]), _SUM, 4)
+                        for part, total in zip(loaded, line, strict=True):
+                            builder.store(multiply_add(builder, part, values, builder.load(total)), total)
             for v, line in enumerate(sums):
                 start = builder.mul(args[2], ir.Constant(_LONG, v))
                 for n, total in enumerate(line):
@@ -135,11 +171,12 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
     return dots
 
 
-# Neurons that meet one token row, and neurons and token rows that meet each other: all sums fill the vector registers,
-# of which a sum takes one where there is AVX-512, and two of 16 where there is not.
-ALONE = 8 if has_avx512() else 4
-NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 3)
-dots_alone, dots_together = make_dots(ALONE, 1), make_dots(NEURONS, TOKENS)
+# Neurons that meet one token row, two, and many: the sums leave just enough of the vector registers, 16 or 32 with
+# AVX-512, for a part of each neuron's weights and one of a token row.
+ALONE, PAIRED = 8, 8 if has_avx512() else 4
+NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 6)
+SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
+dots_alone, dots_paired, dots_together = make_dots(ALONE, 1), make_dots(PAIRED, 2), make_dots(NEURONS, TOKENS)
 
 
 def _add_rows(num_rows: int) -> Any:
@@ -193,6 +230,66 @@ def _add_rows(num_rows: int) -> Any:
 
 
 add_rows_4 = _add_rows(4)
+
+
+def _add_scaled(num_rows: int) -> Any:
+    """Intrinsic that adds the same 32 columns of scaled rows of weights to several rows, see `add_scaled_alone`."""
+
+    @intrinsic
+    def add_scaled(
+        typingctx: Any,
+        out: Any,
+        at: Any,
+        out_stride: Any,
+        factors: Any,
+        factors_at: Any,
+        factors_stride: Any,
+        weights: Any,
+        base: Any,
+        stride: Any,
+        count: Any,
+    ) -> Any:
+        place = types.intp
+        signature = types.void(out, place, place, factors, place, place, weights, place, place, place)
+        dtype = weights.dtype
+
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            kinds = signature.args
+            out, factors, weights = (
+                element_pointer(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 3, 6)
+            )
+            # Of the 32 columns so many at a time that all sums stay in registers.
+            parts = CHUNK // _SUM_LANES
+            for tile in range(0, parts, 2):
+                columns = [column for column, _ in _parts(builder, weights, dtype)[tile : tile + 2]]
+                sums = []
+                for r in range(num_rows):
+                    row = builder.gep(out, [builder.mul(args[2], ir.Constant(_LONG, r))])
+                    for column in columns:
+                        target = builder.gep(row, [ir.Constant(_LONG, column)])
+                        total = cgutils.alloca_once(builder, _SUM)
+                        builder.store(load_as(builder, target, _SUM, 4), total)
+                        sums.append((total, target))
+                with cgutils.for_range(builder, args[9]) as loop:
+                    line = builder.gep(weights, [builder.mul(loop.index, args[8])])
+                    loaded = [load() for _, load in _parts(builder, line, dtype)[tile : tile + 2]]
+                    for r in range(num_rows):
+                        own = builder.add(builder.mul(args[5], ir.Constant(_LONG, r)), loop.index)
+                        scale = splat(builder, builder.load(builder.gep(factors, [own])), _SUM_LANES)
+                        for part, (total, _) in zip(loaded, sums[2 * r :], strict=False):
+                            builder.store(multiply_add(builder, scale, part, builder.load(total)), total)
+                for total, target in sums:
+                    store_as(builder, builder.load(total), target)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return add_scaled
+
+
+# out[at + k] += sum over i < count of factors[i] * weights[base + i * stride + k], k < 32, one after another, in the
+# order of `place_of`; and the same for several rows of `out`, each with factors of its own, of one reading of weights.
+add_scaled_alone, add_scaled_paired, add_scaled_together = _add_scaled(1), _add_scaled(2), _add_scaled(SUMMED)
 
 
 @intrinsic

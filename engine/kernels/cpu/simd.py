@@ -107,13 +107,11 @@ def _floats(value: Any) -> Any:
     return ir.Constant(_VECTOR, [float(value)] * LANES)
 
 
-def splat(builder: Any, scalar: Any) -> Any:
-    """A vector of 16 times the same float32."""
-    zero = ir.Constant(ir.IntType(32), 0)
-    single = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), scalar, zero)
-    return builder.shuffle_vector(
-        single, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    )
+def splat(builder: Any, scalar: Any, lanes: int = LANES) -> Any:
+    """A vector of so many times the same float32."""
+    undefined = ir.Constant(ir.VectorType(_FLOAT, lanes), ir.Undefined)
+    single = builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes))
 
 
 def multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -301,7 +299,7 @@ def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> 
 
 def _halve(builder: Any, vector: Any, join: Any) -> Any:
     """Join lane i with lane i + width / 2 until one lane is left."""
-    width = LANES
+    width = vector.type.count
     while width > 1:
         width //= 2
         lanes = ir.VectorType(ir.IntType(32), width)
