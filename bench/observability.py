@@ -7,9 +7,10 @@ that stream `/v1/completions` from one or the other, to a raw-socket client in a
   sent as OTLP over HTTP to a receiver that throws them away (both in the process `bench.watcher`).
 - `bare`: the application's counting is replaced by nothing; nobody scrapes, nothing is traced.
 
-The engine counts zeros, draws and times of phases on both sides: that is part of its kernels and steps, and cannot be
-turned off. `step_counts_us` is what its bookkeeping outside the kernels takes, measured alone; set against the time of
-a step.
+A difference of two throughputs says little when it is smaller than the machine's noise. So each part is measured alone,
+too (`bench.observing`), by processor time, and their sum set against what a token costs in all: `alone`. The engine
+counts zeros, draws and times of phases on both sides, for that is part of its kernels and steps and cannot be turned
+off; `step_counts_us` is what its bookkeeping outside the kernels takes in a step.
 
 Prompts differ from round to round, so that the prefix cache helps neither side.
 """
@@ -18,10 +19,12 @@ import argparse
 import asyncio
 import json
 import socket
+import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -29,9 +32,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from bench.http_overhead import Side, compare, run_http_side
+from bench.observing import record, replay, scrape_ms
 from bench.prompts import PromptMaker
 from bench.results import add_out_option, save
-from engine import ActivationMode, AsyncEngine, EngineConfig, RequestOutput
+from engine import ActivationMode, AsyncEngine, EngineConfig, RequestOutput, SamplingParams
 from engine.draw_counters import DrawCounters
 from engine.ffn_work import FfnWork, WeightSizes
 from engine.step_clock import StepClock, StepPhase
@@ -43,6 +47,7 @@ from server.settings import ServerSettings
 from server.tracing_setup import create_tracer
 
 SIDES = ("bare", "watched")
+SPANS_AT_ONCE = 1024  # that wait to be sent; OpenTelemetry drops what is beyond 2,048
 
 
 class _NoObserver(PromptObserver):
@@ -143,6 +148,51 @@ def step_counts_us(engine: AsyncEngine, rows: int, repeats: int = 2000) -> float
     return 1e6 * (time.perf_counter() - begin) / repeats
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Processor time of each way of observing, measured alone."""
+
+    counting_us_per_token: float
+    tracing_us_per_request: float
+    scrape_ms: float
+    step_counts_us: float
+
+    def shares(
+        self, cpu_us_per_token: float, *, tokens_per_second: float, tokens_per_request: int, streams: int
+    ) -> dict[str, float]:
+        """Of the processor time of a token, by part: each request traced, a scrape each second."""
+        us_per_token = {
+            "counting": self.counting_us_per_token,
+            "tracing": self.tracing_us_per_request / tokens_per_request,
+            "scrapes": 1e3 * self.scrape_ms / tokens_per_second,
+            "step_counts": self.step_counts_us / streams,
+        }
+        return {name: round(us / cpu_us_per_token, 5) for name, us in us_per_token.items()}
+
+
+async def measure_alone(
+    engine: AsyncEngine, prompts: list[str], tokens: int, traces_url: str, rounds: int = 7
+) -> Parts:
+    """Each part by itself, medians of rounds."""
+    sampling = SamplingParams(max_tokens=tokens, ignore_eos=True, seed=0)
+    recordings = await record(engine, prompts, sampling)
+    repeats = max(1, SPANS_AT_ONCE // 4 // len(recordings))
+    watching = ServerSettings(otlp_endpoint=traces_url)
+    counting, tracing, scrapes, steps = [], [], [], []
+    for _ in range(rounds):
+        counted: Services = create_app(engine, ServerSettings()).state.services
+        traced: Services = create_app(engine, watching, create_tracer(watching)).state.services
+        bare, only_counted, all_of_it = [
+            await replay(services, recordings, sampling, repeats)
+            for services in (bare_app(engine).state.services, counted, traced)
+        ]
+        counting.append(1e6 * (only_counted.cpu_seconds - bare.cpu_seconds) / bare.tokens)
+        tracing.append(1e6 * (all_of_it.cpu_seconds - only_counted.cpu_seconds) / bare.requests)
+        scrapes.append(scrape_ms(traced.metrics))
+        steps.append(step_counts_us(engine, len(prompts)))
+    return Parts(*(round(statistics.median(values), 2) for values in (counting, tracing, scrapes, steps)))
+
+
 async def run(engine: AsyncEngine, streams: int, prompt_tokens: int, tokens: int, rounds: int) -> dict[str, Any]:
     """All rounds; which side goes first alternates."""
     engine.start()
@@ -170,21 +220,17 @@ async def run(engine: AsyncEngine, streams: int, prompt_tokens: int, tokens: int
     if tracer is not None:
         await asyncio.to_thread(tracer.shutdown)
     counts = await watcher.tell("rest")
-    await watcher.stop()
     if counts["spans"] < 4 * streams * rounds:  # a request, its queue, prefill and decode
         raise RuntimeError(f"the receiver got {counts['spans']} spans")
-    stats = engine.stats()
     results = summarise(sides["bare"], sides["watched"])
-    step_us = 1e6 * stats.step_seconds / stats.steps
-    counting = step_counts_us(engine, streams)
-    return {
-        **results,
-        "scrapes": counts["scrapes"],
-        "spans": counts["spans"],
-        "step_counts_us": round(counting, 1),
-        "step_us": round(step_us),
-        "step_counts_share": round(counting / step_us, 5),
-    }
+    whole = statistics.median(side.cpu_us_per_token for side in sides["bare"])
+    speed = statistics.median(side.tokens_per_second for side in sides["bare"])
+    texts = prompts.make(streams, prompt_tokens, "alone")
+    parts = await measure_alone(engine, texts, tokens, watcher.traces_url)
+    shares = parts.shares(whole, tokens_per_second=speed, tokens_per_request=tokens, streams=streams)
+    alone = {**asdict(parts), "shares": shares, "share": round(sum(shares.values()), 5)}
+    await watcher.stop()
+    return {**results, "scrapes": counts["scrapes"], "spans": counts["spans"], "alone": alone}
 
 
 def summarise(bare: list[Side], watched: list[Side]) -> dict[str, Any]:

@@ -11,7 +11,16 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from bench.http_overhead import Side, run_http_side
-from bench.observability import Watcher, bare_app, serving, step_counts_us, summarise
+from bench.observability import (
+    SPANS_AT_ONCE,
+    Parts,
+    Watcher,
+    bare_app,
+    measure_alone,
+    serving,
+    step_counts_us,
+    summarise,
+)
 from engine import AsyncEngine
 from server.app import create_app
 from server.services import Services
@@ -61,6 +70,28 @@ def test_the_engines_bookkeeping_takes_time(tiny_model: Path) -> None:
     assert step_counts_us(engine, rows=32, repeats=10) > 0
 
     engine.shutdown()
+
+
+async def test_each_part_of_observing_has_its_price(tiny_model: Path) -> None:
+    engine = AsyncEngine(tiny_config(tiny_model))
+    engine.start()
+    watcher = await Watcher.start()
+
+    parts = await measure_alone(engine, ["a", "b"], 5, watcher.traces_url, rounds=3)
+
+    spans = (await watcher.tell("rest"))["spans"]
+    await watcher.stop()
+    engine.shutdown()
+    assert spans == 3 * SPANS_AT_ONCE
+    assert min(parts.counting_us_per_token, parts.tracing_us_per_request, parts.scrape_ms, parts.step_counts_us) > 0
+
+
+def test_shares_are_of_a_tokens_whole_cost() -> None:
+    parts = Parts(counting_us_per_token=2, tracing_us_per_request=500, scrape_ms=4, step_counts_us=64)
+
+    shares = parts.shares(1000, tokens_per_second=800, tokens_per_request=100, streams=32)
+
+    assert shares == {"counting": 0.002, "tracing": 0.005, "scrapes": 0.005, "step_counts": 0.002}
 
 
 async def test_the_watcher_counts_spans_and_scrapes(tiny_model: Path) -> None:
