@@ -92,7 +92,7 @@ class TestErrors:
         with pytest.raises(TextError, match=r"a\.txt:2: not UTF-8 \(byte 0xff\)"):
             read(tmp_path / "a.txt")
 
-    @pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"text" * 100)[:-20]])
+    @pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"text" * 100)[:-20]], ids=["no gzip", "cut short"])
     def test_damaged_gzip(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "a.txt.gz").write_bytes(data)
         with pytest.raises(TextError, match="cannot read it"):
