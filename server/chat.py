@@ -14,7 +14,7 @@ from server.encoding import encode_messages
 from server.generation import Generation
 from server.logprobs import chat_logprobs
 from server.protocol import ChatCompletionRequest
-from server.responses import ChatChoice, ChatChunkChoice, ChatCompletionResponse, ChatDelta
+from server.responses import ChatChoice, ChatChunkChoice, ChatCompletionResponse, ChatDelta, choice_end
 from server.services import ServicesDep
 from server.streaming import EventStream, abort_on_disconnect, stream_events
 
@@ -71,8 +71,7 @@ def _choices(outputs: Sequence[RequestOutput], tokenizer: Tokenizer) -> list[Cha
             "index": sample.index,
             "message": {"role": "assistant", "content": sample.text, "refusal": None},
             "logprobs": None if sample.logprobs is None else chat_logprobs(sample.logprobs, tokenizer),
-            "finish_reason": sample.finish_reason,
-            "sparsity": sample.sparsity,
+            **choice_end(sample),
         }
         for output in outputs
         for sample in sorted(output.samples, key=lambda sample: sample.index)
@@ -95,10 +94,4 @@ class _ChoiceStream:
             self._begun.add(index)
             delta = {"role": "assistant", "content": sample.text}
         logprobs = None if sample.logprobs is None else chat_logprobs(sample.logprobs, self._tokenizer)
-        return {
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": sample.finish_reason,
-            "sparsity": sample.sparsity,
-        }
+        return {"index": index, "delta": delta, "logprobs": logprobs, **choice_end(sample)}

@@ -13,7 +13,7 @@ from server.encoding import encode_text
 from server.generation import Generation
 from server.logprobs import completion_logprobs
 from server.protocol import CompletionRequest, Prompt
-from server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse
+from server.responses import CompletionChoice, CompletionLogprobs, CompletionResponse, choice_end
 from server.services import Services, ServicesDep
 from server.streaming import EventStream, abort_on_disconnect, stream_events
 
@@ -77,8 +77,7 @@ def _choices(outputs: Sequence[RequestOutput], echoes: Sequence[str], n: int) ->
                     "index": number * n + sample.index,
                     "text": echo + sample.text,
                     "logprobs": logprobs,
-                    "finish_reason": sample.finish_reason,
-                    "sparsity": sample.sparsity,
+                    **choice_end(sample),
                 }
             )
     return choices
@@ -101,10 +100,4 @@ class _ChoiceStream:
             logprobs, self._offsets[index] = completion_logprobs(sample.logprobs, self._offsets.get(index, 0))
         elif not text and sample.finish_reason is None:
             return None  # an incomplete character, or what may become a stop string
-        return {
-            "index": index,
-            "text": text,
-            "logprobs": logprobs,
-            "finish_reason": sample.finish_reason,
-            "sparsity": sample.sparsity,
-        }
+        return {"index": index, "text": text, "logprobs": logprobs, **choice_end(sample)}

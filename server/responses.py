@@ -4,7 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from engine import Activation, ActivationMode, Scope
+from engine import Activation, ActivationMode, SampleOutput, Scope
 
 
 class ActivationUsed(TypedDict):
@@ -201,6 +201,11 @@ class VersionResponse(TypedDict):
     """Answer of `/version`."""
 
     version: str
+
+
+def choice_end(sample: SampleOutput) -> ChoiceEnd:
+    """A sample's end in the API's form."""
+    return {"finish_reason": sample.finish_reason, "sparsity": sample.sparsity}
 
 
 def activation_used(activation: Activation) -> ActivationUsed:
