@@ -1,6 +1,6 @@
-"""Copies of the rows of 32 neurons that lie apart, in the weight's own format, so that `product` may multiply them.
+"""Products with 32 neurons that lie apart: vectors read them in place, tiles and integers from a copy of their rows.
 
-What a product gives for a neuron does not depend on its neighbours, so the result is what it would be in place.
+What a product gives for a neuron does not depend on its neighbours, so the result is the same to the last bit.
 """
 
 from typing import Any
@@ -11,7 +11,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.product import BLOCK, is_kind
+from engine.kernels.cpu.product import BLOCK, PlainRows, is_kind, multiply_listed, product
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
 from engine.kernels.cpu.rows import copy64, fetch
 
@@ -91,6 +91,36 @@ def _copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-
             copy64(weights, places[first + i] * size, out, i * size, size)
 
     return plain
+
+
+def product_listed(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    """`product` of the up to 32 neurons places[listed : listed + count] (for use in kernels only).
+
+    Args:
+        places: Longer by 64 than what is listed, and written to there.
+        copy: Memory from `compacted`.
+
+    The other arguments are those of `product`.
+    """
+    raise NotImplementedError
+
+
+@overload(product_listed)
+def _product_listed(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    if is_kind(inputs, PlainRows):
+        return _product_in_place
+    return _product_of_copy
+
+
+def _product_in_place(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    for i in range(count, BLOCK):  # what comes out for these is not read
+        places[listed + i] = places[listed]
+    multiply_listed(inputs.values, first, last, size, weights, 0, places, listed, out, at, stride)
+
+
+def _product_of_copy(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    copy_neurons(weights, size, places, listed, count, copy)
+    product(inputs, rows, first, last, size, copy, 0, out, at, stride, scratch)
 
 
 def fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untyped-def]

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.product import BLOCK, tile_columns
+from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, cut_rows, tile_columns
 from engine.kernels.cpu.rows import (
+    FEW,
     SUMMED,
     add_chunk,
     add_listed_pairs,
@@ -33,7 +34,7 @@ PANEL = 256  # neurons whose rows are interleaved before many token rows use the
 PANEL_COLUMNS = 320  # for so many columns at most: 160 KiB
 AHEAD = 128  # neurons whose rows are on their way while others are added, and where all of them are wanted
 STREAMED = 32
-CHUNK, STRIP = 128, 128  # token rows and neurons that are multiplied together without AMX, whose values stay in caches
+STRIP = 128  # neurons that are multiplied with `TOKEN_ROWS` without AMX, whose values stay in caches
 _FOUR = np.arange(4)
 _PAIR_BYTES = 2 * ROW_BYTES  # between rows of two tiles of sums that lie side by side
 
@@ -128,8 +129,8 @@ def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel,
                 place, at = r * hidden + first, r * intermediate + j
                 add_rows_4(totals, place, h, at, down, j * hidden + first, _FOUR, 0, hidden, last - first)
     else:
-        for top in range(0, rows, CHUNK):
-            bottom = min(top + CHUNK, rows)
+        for top in range(0, rows, TOKEN_ROWS):
+            bottom = min(top + TOKEN_ROWS, rows)
             for j in range(0, intermediate, STRIP):
                 count = min(STRIP, intermediate - j)
                 for k in range(first, last, BLOCK):
@@ -141,12 +142,11 @@ def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel,
 def _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals):  # type: ignore[no-untyped-def]
     """totals[r, k : k + 32] += sum over `count` neurons from j on of h[r, j] * down[j], top <= r < bottom."""
     weights = j * hidden + k
-    paired = top + (bottom - top) // SUMMED * SUMMED
-    alone = paired + (bottom - paired) // 2 * 2
+    paired, alone = cut_rows(top, bottom, SUMMED)
     for r in range(top, paired, SUMMED):
         place, at = r * hidden + k, r * intermediate + j
         add_scaled_together(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
-    for r in range(paired, alone, 2):
+    for r in range(paired, alone, FEW):
         place, at = r * hidden + k, r * intermediate + j
         add_scaled_paired(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
     for r in range(alone, bottom):

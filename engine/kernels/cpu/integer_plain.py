@@ -9,6 +9,8 @@ from numba.extending import overload
 from engine.kernels.cpu.down import add_in_order, multiply_down
 from engine.kernels.cpu.integer_rows import PlainIntegerHidden, PlainIntegerRows
 from engine.kernels.cpu.integer_words import (
+    COLUMNS_ALONE,
+    COLUMNS_TOGETHER,
     TOKENS,
     add_group_alone,
     add_group_together,
@@ -73,8 +75,9 @@ def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel, 
             for line in range(INT8_GROUP):
                 prefetch(values, (g * INT8_GROUP + line) * hidden + k + ahead)
             for r in range(0, alone, TOKENS):
-                for column in range(k, k + INT8_GROUP, INT8_GROUP // 2):
+                for column in range(k, k + INT8_GROUP, COLUMNS_TOGETHER):
                     add_group_together(totals, words, r, intermediate, row_scales, values, scales, g, hidden, column)
             for r in range(alone, rows):
-                add_group_alone(totals, words, r, intermediate, row_scales, values, scales, g, hidden, k)
+                for column in range(k, k + INT8_GROUP, COLUMNS_ALONE):
+                    add_group_alone(totals, words, r, intermediate, row_scales, values, scales, g, hidden, column)
     add_in_order(totals, rows, hidden, first, last, down, out)

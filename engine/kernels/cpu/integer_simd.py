@@ -1,5 +1,6 @@
 """Vector loops around integer products, in LLVM IR: integers of a group to float32 sums, and 4-bit values to bytes."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -8,9 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.kernels.cpu.simd import (
-    ALTERNATE,
     LANES,
-    PAIR_UP,
     element_pointer,
     load_as,
     load_vector,
@@ -41,9 +40,10 @@ def _bfloat16_scalar(builder: Any, pointer: Any) -> Any:
 
 
 def add_scaled(builder: Any, sums: Any, whole: Any, scales: Any, row: Any) -> None:
-    """sums += whole * (scales * row) of 16 neurons: pointers to float32 and bfloat16, float32 vector and scalar."""
-    factor = builder.fmul(load_vector(builder, scales, types.uint16), splat(builder, row))
-    store_as(builder, multiply_add(builder, whole, factor, load_as(builder, sums, _FLOATS)), sums)
+    """sums += whole * (scales * row) of some neurons: pointers to float32 and bfloat16, float32 vector and scalar."""
+    lanes = whole.type.count
+    factor = builder.fmul(load_vector(builder, scales, types.uint16, lanes), splat(builder, row, lanes))
+    store_as(builder, multiply_add(builder, whole, factor, load_as(builder, sums, whole.type)), sums)
 
 
 @intrinsic
@@ -183,43 +183,52 @@ def _multiply_bytes(builder: Any, total: Any, unsigned: Any, signed: Any) -> Any
 
 
 def _shuffle(builder: Any, a: Any, b: Any, order: list[int]) -> Any:
-    return builder.shuffle_vector(a, b, ir.Constant(_INTS, order))
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_INT, len(order)), order))
 
 
-def _add_neighbours(builder: Any, parts: list[Any], orders: tuple[list[int], ...]) -> list[Any]:
-    """Add halves of each four; two vectors become one that has both results side by side."""
-    first, second = orders
-    return [
-        builder.add(_shuffle(builder, a, b, first), _shuffle(builder, a, b, second))
-        for a, b in zip(parts[::2], parts[1::2], strict=True)
-    ]
-
-
-def _fours(builder: Any, a: Any, b: Any, places: tuple[int, ...]) -> Any:
-    """Fours of lanes: those of a are 0 to 3, those of b 4 to 7."""
+def _fours(builder: Any, a: Any, b: Any, places: Sequence[int]) -> Any:
+    """Fours of lanes, counted through a and then b."""
     return _shuffle(builder, a, b, [4 * four + k for four in places for k in range(4)])
 
 
-def _sums_by_four(builder: Any, parts: list[Any]) -> list[Any]:
-    """16 vectors to 4: each four of lanes has the sums of that four of lanes of four of the vectors."""
-    return _add_neighbours(builder, _add_neighbours(builder, parts, ALTERNATE), PAIR_UP)
+def _add_halves(builder: Any, a: Any, b: Any, count: int) -> Any:
+    """Add the halves of what each of `count` vectors still is in a and b, so that one vector holds it.
+
+    Lanes stay in their four as long as there is something to add in it: that is what processors shuffle fast.
+    """
+    lanes = a.type.count
+    if count > 4:
+        spread = 2 * lanes // count  # fours of lanes of each vector
+        first = [four for four in range(lanes // 2) if four % spread < spread // 2]
+        second = [four + spread // 2 for four in first]
+        return builder.add(_fours(builder, a, b, first), _fours(builder, a, b, second))
+    first = [0, lanes, 1, lanes + 1] if count == 2 else [0, 1, lanes, lanes + 1]
+    orders = ([four + k + half for four in range(0, lanes, 4) for k in first] for half in (0, 2))
+    return builder.add(*(_shuffle(builder, a, b, order) for order in orders))
 
 
-def total_of_16(builder: Any, parts: list[Any]) -> Any:
-    """The sums of 16 vectors, as one."""
-    halves = _sums_by_four(builder, parts)
-    while len(halves) > 1:
-        kept, moved = ((0, 1, 4, 5), (2, 3, 6, 7)) if len(halves) == 4 else ((0, 2, 4, 6), (1, 3, 5, 7))
-        halves = [
-            builder.add(_fours(builder, a, b, kept), _fours(builder, a, b, moved))
-            for a, b in zip(halves[::2], halves[1::2], strict=True)
-        ]
-    return halves[0]
+def _added(builder: Any, sums_of: Callable[[int], list[Any]], first: int, count: int) -> list[Any]:
+    """`count` vectors from number `first` on, added up as far as one vector can hold them, see `lane_totals`."""
+    if count == 1:
+        return sums_of(first)
+    halves = (_added(builder, sums_of, first + at, count // 2) for at in (0, count // 2))
+    return [_add_halves(builder, a, b, count) for a, b in zip(*halves, strict=True)]
+
+
+def lane_totals(builder: Any, sums_of: Callable[[int], list[Any]], lanes: int) -> list[Any]:
+    """Sums of vectors of int32: lane n of a result is the sum of all lanes of vector n.
+
+    Args:
+        sums_of: Makes the vectors of number n, one for each result. They are asked for in turn and added up at once, so
+            that few of them are in registers.
+        lanes: Of a vector, 8 or 16, and as many numbers.
+    """
+    return _added(builder, sums_of, 0, lanes)
 
 
 def _totals_of_halves(builder: Any, parts: list[Any]) -> list[Any]:
     """The sums of the lower halves of 16 vectors, and of the upper ones."""
-    a, b, c, d = _sums_by_four(builder, parts)
+    a, b, c, d = (_added(builder, lambda n: [parts[n]], first, 4)[0] for first in range(0, LANES, 4))
     totals = []
     for pair in ((0, 1, 4, 5), (2, 3, 6, 7)):
         left, right = _fours(builder, a, b, pair), _fours(builder, c, d, pair)
@@ -294,7 +303,8 @@ def dot_int8(
                 line = builder.gep(values, [builder.add(begin, builder.mul(size, ir.Constant(_LONG, n)))])
                 prefetch_line(builder, builder.gep(line, [builder.mul(size, ir.Constant(_LONG, 2 * LANES))]))
                 lines.append(builder.xor(load_as(builder, line, _LINE, align=1), _bytes(_OFFSET)))
-            whole = builder.sitofp(total_of_16(builder, _neuron_sums(builder, high, low, start, lines)), _FLOATS)
+            sums = _neuron_sums(builder, high, low, start, lines)
+            whole = builder.sitofp(lane_totals(builder, lambda n: [sums[n]], LANES)[0], _FLOATS)
             row = builder.load(builder.gep(row_scales, [builder.mul(loop.index, args[5])]))
             neurons = builder.gep(scales, [builder.mul(loop.index, ir.Constant(_LONG, LANES))])
             factor = builder.fmul(load_vector(builder, neurons, types.uint16), splat(builder, row))

@@ -1,10 +1,12 @@
 """Products of 16-bit with 8-bit and 4-bit integers where AMX is missing: vector loops in LLVM IR.
 
-Integers of a token row, 15 bits and a sign, meet sign-extended weights two by two: 16 lanes each take the sum of two
+Integers of a token row, 15 bits and a sign, meet sign-extended weights two by two: each lane takes the sum of two
 products into 32 bits. AVX-512 with VNNI, AVX-512 and AVX2 have instructions for that; elsewhere LLVM finds its own.
 A group's sums are exact, so neither their order nor the instruction matters; groups are added in order, as float32.
 """
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -12,10 +14,10 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from engine.kernels.cpu.integer_simd import add_scaled, total_of_16
+from engine.kernels.cpu.integer_simd import add_scaled, lane_totals
 from engine.kernels.cpu.isa import features, has_avx512
+from engine.kernels.cpu.quantised import NEURONS
 from engine.kernels.cpu.simd import (
-    LANES,
     element_pointer,
     load_as,
     load_vector,
@@ -25,13 +27,15 @@ from engine.kernels.cpu.simd import (
     store_as,
 )
 
-# Token rows whose sums are kept in registers while they share what is made of weights.
-TOKENS = 4 if has_avx512() else 2
+# Lanes of a sum: those of one register.
+WIDTH = 16 if has_avx512() else 8
+# Token rows that share what is made of weights.
+TOKENS = 4
 
 _INT, _LONG, _BYTE, _SHORT = ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.IntType(16)
-_INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
-_WORDS, _BYTES = ir.VectorType(_SHORT, 2 * LANES), ir.VectorType(_BYTE, 2 * LANES)
-_FETCHED = 2 * LANES  # neurons ahead of those at hand
+_INTS, _FLOATS = ir.VectorType(_INT, WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
+_WORDS, _BYTES = ir.VectorType(_SHORT, 2 * WIDTH), ir.VectorType(_BYTE, 2 * WIDTH)
+_FETCHED = 32  # neurons ahead of those at hand
 
 
 def _place(builder: Any, pointer: Any, *offsets: Any) -> Any:
@@ -57,26 +61,21 @@ def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
 
 
 def multiply_words(builder: Any, total: Any, a: Any, b: Any) -> Any:
-    """total[i] += a[2 i] * b[2 i] + a[2 i + 1] * b[2 i + 1]: int32 [16], int16 [32] twice."""
+    """total[i] += a[2 i] * b[2 i] + a[2 i + 1] * b[2 i + 1]: int32 [WIDTH], int16 [2 * WIDTH] twice."""
     if "avx512vnni" in features():
         pairs = (builder.bitcast(words, _INTS) for words in (a, b))
         return _call(builder, "llvm.x86.avx512.vpdpwssd.512", _INTS, total, *pairs)
     if has_avx512():
         return builder.add(total, _call(builder, "llvm.x86.avx512.pmaddw.d.512", _INTS, a, b))
     if "avx2" in features():
-        half = ir.VectorType(_INT, LANES // 2)
-        sums = [
-            _call(builder, "llvm.x86.avx2.pmadd.wd", half, *(_lanes(builder, words, lanes) for words in (a, b)))
-            for lanes in (range(LANES), range(LANES, 2 * LANES))
-        ]
-        return builder.add(total, builder.shuffle_vector(*sums, ir.Constant(_INTS, list(range(LANES)))))
+        return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", _INTS, a, b))
     return multiply_words_plainly(builder, total, a, b)
 
 
 def multiply_words_plainly(builder: Any, total: Any, a: Any, b: Any) -> Any:
     """`multiply_words` for any processor."""
     for parity in range(2):
-        lanes = range(parity, 2 * LANES, 2)
+        lanes = range(parity, 2 * WIDTH, 2)
         wide = (builder.sext(_lanes(builder, words, lanes), _INTS) for words in (a, b))
         total = builder.add(total, builder.mul(*wide))
     return total
@@ -86,16 +85,19 @@ def _zeros(kind: Any = _INTS) -> Any:
     return ir.Constant(kind, [0] * kind.count)
 
 
-def _widened_int8(builder: Any, pointer: Any) -> list[list[Any]]:
-    """64 int8 of a neuron: one group of two vectors of words."""
-    return [[builder.sext(load_as(builder, _place(builder, pointer, at), _BYTES, 1), _WORDS) for at in (0, 32)]]
+def _widened_int8(builder: Any, pointer: Any, group: int) -> Iterator[Any]:
+    """The group of 64 int8 of a neuron as vectors of words."""
+    for at in range(0, 64, 2 * WIDTH):
+        yield builder.sext(load_as(builder, _place(builder, pointer, at), _BYTES, 1), _WORDS)
 
 
-def _widened_int4(builder: Any, pointer: Any) -> list[list[Any]]:
-    """64 values of 4 bits in 32 bytes: two groups of one vector of words."""
-    pairs = load_as(builder, pointer, _BYTES, 1)
+def _widened_int4(builder: Any, pointer: Any, group: int) -> Iterator[Any]:
+    """The lower (0) or upper (1) halves of 32 bytes as vectors of words."""
     low, high = (ir.Constant(_BYTES, [bits] * _BYTES.count) for bits in (15, 4))
-    return [[builder.zext(part, _WORDS)] for part in (builder.and_(pairs, low), builder.lshr(pairs, high))]
+    for at in range(0, 32, 2 * WIDTH):
+        pairs = load_as(builder, _place(builder, pointer, at), _BYTES, 1)
+        half = builder.and_(pairs, low) if group == 0 else builder.lshr(pairs, high)
+        yield builder.zext(half, _WORDS)
 
 
 def _make_dots(tokens: int, bits: int) -> Any:
@@ -125,52 +127,56 @@ def _make_dots(tokens: int, bits: int) -> Any:
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds, (size, row, neuron) = signature.args, (args[5], args[4], args[9])
-            num_groups = builder.mul(builder.udiv(size, ir.Constant(_LONG, 64)), ir.Constant(_LONG, groups))
+            chunks = builder.udiv(size, ir.Constant(_LONG, 64))
+            num_groups = _times(builder, chunks, groups)
             line = builder.udiv(_times(builder, size, bits), ir.Constant(_LONG, 8))  # bytes of a neuron
 
             def array(i: int, offset: Any) -> Any:
                 return element_pointer(context, builder, kinds[i], args[i], offset)
 
             target = array(0, args[1])
-            inputs = array(3, builder.mul(row, size))
+            inputs = [array(3, builder.mul(builder.add(row, ir.Constant(_LONG, t)), size)) for t in range(tokens)]
             row_factors = [array(i, builder.mul(row, num_groups)) for i in (6, 7)]
             weights = array(8, builder.mul(neuron, line))
             factors = [array(i, builder.mul(neuron, num_groups)) for i in (10, 11)]
             totals = [cgutils.alloca_once(builder, _FLOATS) for _ in range(tokens)]
-            for total in totals:
-                builder.store(_zeros(_FLOATS), total)
 
-            with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_LONG, 64))) as loop:
-                begin = _times(builder, loop.index, 64)
-                own = [_place(builder, inputs, begin, _times(builder, size, t)) for t in range(tokens)]
-                token_words = [[load_as(builder, _place(builder, p, k), _WORDS, 2) for k in (0, 32)] for p in own]
-                sums: list[list[list[Any]]] = [[[] for _ in range(groups)] for _ in range(tokens)]
-                for n in range(LANES):
-                    source = _place(builder, weights, _times(builder, line, n), _times(builder, loop.index, 8 * bits))
-                    if bits == 8 or n % 2 == 0:
-                        prefetch_line(builder, _place(builder, source, _times(builder, line, _FETCHED)))
-                    for g, parts in enumerate(widen(builder, source)):
-                        for t in range(tokens):
-                            total = _zeros()
-                            for k, part in enumerate(parts):
-                                total = multiply_words(builder, total, part, token_words[t][g + k])
-                            sums[t][g].append(total)
-                for g in range(groups):
-                    group = builder.add(_times(builder, loop.index, groups), ir.Constant(_LONG, g))
-                    own_factors = (_place(builder, pointer, _times(builder, group, LANES)) for pointer in factors)
-                    scale, minimum = (load_vector(builder, pointer, types.uint16) for pointer in own_factors)
-                    for t in range(tokens):
-                        row_scale, row_sum = (
-                            splat(builder, builder.load(_place(builder, p, group, _times(builder, num_groups, t))))
-                            for p in row_factors
-                        )
-                        whole = builder.sitofp(total_of_16(builder, sums[t][g]), _FLOATS)
-                        result = multiply_add(builder, whole, builder.fmul(scale, row_scale), builder.load(totals[t]))
-                        if bits == 4:
-                            result = multiply_add(builder, minimum, row_sum, result)
-                        builder.store(result, totals[t])
-            for t, total in enumerate(totals):
-                store_as(builder, builder.load(total), _place(builder, target, _times(builder, args[2], t)))
+            def sums_of(chunk: Any, group: int, first: int, lane: int) -> list[Any]:
+                """Lanes' sums of neuron `first + lane` with each token row, in one group."""
+                n = first + lane
+                source = _place(builder, weights, _times(builder, line, n), _times(builder, chunk, 8 * bits))
+                if group == 0 and (bits == 8 or n % 2 == 0):
+                    prefetch_line(builder, _place(builder, source, _times(builder, line, _FETCHED)))
+                begin = builder.add(_times(builder, chunk, 64), ir.Constant(_LONG, 32 * group))
+                sums = [_zeros()] * tokens
+                for i, part in enumerate(widen(builder, source, group)):
+                    for t, own in enumerate(inputs):
+                        token = load_as(builder, _place(builder, own, begin, 2 * WIDTH * i), _WORDS, 2)
+                        sums[t] = multiply_words(builder, sums[t], part, token)
+                return sums
+
+            for first in range(0, NEURONS, WIDTH):
+                for total in totals:
+                    builder.store(_zeros(_FLOATS), total)
+                with cgutils.for_range(builder, chunks) as loop:
+                    for g in range(groups):
+                        wholes = lane_totals(builder, partial(sums_of, loop.index, g, first), WIDTH)
+                        group = builder.add(_times(builder, loop.index, groups), ir.Constant(_LONG, g))
+                        own_factors = (_place(builder, p, _times(builder, group, NEURONS), first) for p in factors)
+                        scale, minimum = (load_vector(builder, p, types.uint16, WIDTH) for p in own_factors)
+                        for t, (total, whole) in enumerate(zip(totals, wholes, strict=True)):
+                            row_group = builder.add(_times(builder, num_groups, t), group)
+                            row_scale, row_sum = (
+                                splat(builder, builder.load(_place(builder, p, row_group)), WIDTH) for p in row_factors
+                            )
+                            factor = builder.fmul(scale, row_scale)
+                            result = multiply_add(builder, builder.sitofp(whole, _FLOATS), factor, builder.load(total))
+                            if bits == 4:
+                                result = multiply_add(builder, minimum, row_sum, result)
+                            builder.store(result, total)
+                for t, total in enumerate(totals):
+                    own = _place(builder, target, _times(builder, args[2], t), first)
+                    store_as(builder, builder.load(total), own)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -187,7 +193,7 @@ dots_int4_alone, dots_int4_together = _make_dots(1, 4), _make_dots(TOKENS, 4)
 
 
 def _make_add_group(tokens: int, vectors: int) -> Any:
-    """Intrinsic that adds a group of 64 neurons to 16 * `vectors` columns of `tokens` token rows."""
+    """Intrinsic that adds a group of 64 neurons to `WIDTH * vectors` columns of `tokens` token rows."""
 
     @intrinsic
     def add_group(
@@ -226,15 +232,15 @@ def _make_add_group(tokens: int, vectors: int) -> Any:
                 source = _place(builder, weights, builder.mul(pair, hidden))
                 parts = []
                 for v in range(vectors):
-                    even = load_as(builder, _place(builder, source, v * LANES), ir.VectorType(_BYTE, LANES), 1)
-                    odd = load_as(builder, _place(builder, source, v * LANES, hidden), even.type, 1)
-                    order = [lane for i in range(LANES) for lane in (i, LANES + i)]
-                    mixed = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_INT, 2 * LANES), order))
+                    even = load_as(builder, _place(builder, source, v * WIDTH), ir.VectorType(_BYTE, WIDTH), 1)
+                    odd = load_as(builder, _place(builder, source, v * WIDTH, hidden), even.type, 1)
+                    order = [lane for i in range(WIDTH) for lane in (i, WIDTH + i)]
+                    mixed = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_INT, 2 * WIDTH), order))
                     parts.append(builder.sext(mixed, _WORDS))
                 for t, line in enumerate(sums):
                     both = load_as(builder, _place(builder, inputs, pair, _times(builder, intermediate, t)), _INT, 2)
                     lane = builder.insert_element(ir.Constant(_INTS, ir.Undefined), both, ir.Constant(_INT, 0))
-                    factor = builder.bitcast(_lanes(builder, lane, [0] * LANES), _WORDS)
+                    factor = builder.bitcast(_lanes(builder, lane, [0] * WIDTH), _WORDS)
                     for part, total in zip(parts, line, strict=True):
                         builder.store(multiply_words(builder, builder.load(total), part, factor), total)
             groups = builder.udiv(intermediate, ir.Constant(_LONG, 64))
@@ -243,9 +249,9 @@ def _make_add_group(tokens: int, vectors: int) -> Any:
                 own = builder.add(row, ir.Constant(_LONG, t))
                 factor = builder.load(array(4, builder.add(builder.mul(own, groups), group)))
                 for v, total in enumerate(line):
-                    target = _place(builder, array(0, builder.mul(own, hidden)), column, v * LANES)
+                    target = _place(builder, array(0, builder.mul(own, hidden)), column, v * WIDTH)
                     whole = builder.sitofp(builder.load(total), _FLOATS)
-                    add_scaled(builder, target, whole, _place(builder, neuron_scales, v * LANES), factor)
+                    add_scaled(builder, target, whole, _place(builder, neuron_scales, v * WIDTH), factor)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -253,7 +259,9 @@ def _make_add_group(tokens: int, vectors: int) -> Any:
     return add_group
 
 
+# Columns of one token row, and of several, whose sums stay in registers.
+COLUMNS_ALONE, COLUMNS_TOGETHER = 64, 32 if has_avx512() else 16
 # totals[r * hidden + k] += (sum over the neurons j of a group of words[r, j] * values[j, k]) * (scales[group, k] *
-# row_scales[r, group]), for token rows r from `row` on and columns k from `column` on: one row and 64 columns, or more
-# rows and 32 columns.
-add_group_alone, add_group_together = _make_add_group(1, 4), _make_add_group(TOKENS, 2)
+# row_scales[r, group]), for token rows r from `row` on and so many columns k from `column` on.
+add_group_alone = _make_add_group(1, COLUMNS_ALONE // WIDTH)
+add_group_together = _make_add_group(TOKENS, COLUMNS_TOGETHER // WIDTH)

@@ -17,10 +17,10 @@ import engine.kernels.cpu.integer_plain  # noqa: F401
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention
-from engine.kernels.cpu.compact import compacted, copy_neurons, fetch_neurons
+from engine.kernels.cpu.compact import compacted, fetch_neurons, product_listed
 from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, skip_down
 from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.product import BLOCK, is_kind, pack_row, pack_tile, product
+from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, is_kind, pack_row, pack_tile, product
 from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight
 from engine.kernels.cpu.rows import add_chunk, multiply_chunk
 from engine.kernels.cpu.simd import dot
@@ -28,7 +28,6 @@ from engine.kernels.cpu.tiles import ROWS, configure, release
 
 PARTS = 16  # of the neurons, which threads take one after another
 TILES = 2048  # floats of a thread's memory for stored tiles
-CHUNK = 128  # token rows that are multiplied together, so that all of their values stay in the caches of a core
 FEW_ROWS = 8  # up to which the calling thread prepares rows alone: waking others would take longer
 
 Array = NDArray[Any]
@@ -199,8 +198,8 @@ def multiply(inputs, size, config, linear, bias, out, threads, scratch, add):  #
         in_place = out.reshape(-1)
         for b in range(blocks * thread // threads, blocks * (thread + 1) // threads):
             neuron = _first_neuron(b, width)
-            for first in range(0, rows, CHUNK):
-                last = min(first + CHUNK, rows)
+            for first in range(0, rows, TOKEN_ROWS):
+                last = min(first + TOKEN_ROWS, rows)
                 target = first * width + neuron
                 if bias.size == 0 and not add:
                     product(inputs, rows, first, last, size, linear, neuron, in_place, target, width, memory)
@@ -272,8 +271,9 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
     intermediate = scratch.intermediate
     blocks = intermediate // BLOCK
     step = step_of_parts(blocks)
-    # Many rows: parts stay in the cache from gate to up. Skipping: active neurons of a whole thread fill their blocks.
-    parts = threads if skip else max(PARTS, threads)
+    # Many rows: parts stay in the cache from gate to up. Few: long stretches of weights come faster from memory.
+    # Skipping: active neurons of a whole thread fill their blocks.
+    parts = threads if skip or rows <= FEW_ROWS else max(PARTS, threads)
     zeros, kept, neurons = scratch.zeros, scratch.kept, scratch.neurons
     zeros[:, :rows] = 0
     kept[:, :rows] = 0
@@ -289,8 +289,8 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
             end = part_begin(blocks, step, part + 1, parts) * BLOCK
             width = end - begin
             read = 0 if skip else width
-            for top in range(0, rows, CHUNK):
-                bottom = min(top + CHUNK, rows)
+            for top in range(0, rows, TOKEN_ROWS):
+                bottom = min(top + TOKEN_ROWS, rows)
                 block = TILES + (bottom - top) * width
                 values = buffer[TILES:block]
                 count = 0
@@ -320,8 +320,22 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
                     read += count  # several chunks may share some: at most so many
                     for i in range(0, count, BLOCK):
                         listed = min(BLOCK, count - i)
-                        copy_neurons(up, hidden, places, i, listed, copy)
-                        product(inputs, rows, top, bottom, hidden, copy, 0, buffer, block, BLOCK, buffer)
+                        product_listed(
+                            inputs,
+                            rows,
+                            top,
+                            bottom,
+                            hidden,
+                            up,
+                            places,
+                            i,
+                            listed,
+                            copy,
+                            buffer,
+                            block,
+                            BLOCK,
+                            buffer,
+                        )
                         for r in range(bottom - top):
                             for n in range(listed):
                                 values[r * width + places[i + n] - begin] *= buffer[block + r * BLOCK + n]

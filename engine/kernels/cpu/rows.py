@@ -34,7 +34,9 @@ from engine.kernels.cpu.simd import (
 )
 
 CHUNK = 2 * LANES  # what a size must be a multiple of
-FEW_VECTORS = 2  # that need weights faster than they come by themselves: the next rows of weights are fetched meanwhile
+# Token rows that are multiplied together where there are no more of them. They need weights faster than these come by
+# themselves: the next ones are fetched meanwhile.
+FEW = 2
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
@@ -135,6 +137,8 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
             places_pointer = element_pointer(context, builder, kinds[8], args[8], args[9])
             size = args[10]
             rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, size)
+            next_places = builder.gep(places_pointer, [ir.Constant(_LONG, num_rows)])
+            next_rows = _weight_pointers(builder, weights_base, next_places, num_rows, size)
             vectors = [
                 builder.gep(x_pointer, [builder.mul(args[5], ir.Constant(_LONG, v))]) for v in range(num_vectors)
             ]
@@ -144,12 +148,11 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
                     builder.store(ir.Constant(_SUM, [0.0] * _SUM_LANES), total)
             with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_LONG, CHUNK))) as loop:
                 at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
-                if num_vectors <= FEW_VECTORS:
-                    for row in rows:
+                if num_vectors <= FEW:
+                    for row in next_rows:
                         for element in range(0, CHUNK, CACHE_LINE * 8 // dtype.bitwidth):
                             ahead = builder.add(at, ir.Constant(_LONG, element))
-                            following = builder.add(builder.mul(size, ir.Constant(_LONG, num_rows)), ahead)
-                            prefetch_line(builder, builder.gep(row, [following]))
+                            prefetch_line(builder, builder.gep(row, [ahead]))
                 by_row = [_parts(builder, builder.gep(row, [at]), dtype) for row in rows]
                 for same_part in zip(*by_row, strict=True):
                     place = builder.add(at, ir.Constant(_LONG, same_part[0][0]))
@@ -176,7 +179,7 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
 ALONE, PAIRED = 8, 8 if has_avx512() else 4
 NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 6)
 SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
-dots_alone, dots_paired, dots_together = make_dots(ALONE, 1), make_dots(PAIRED, 2), make_dots(NEURONS, TOKENS)
+dots_alone, dots_paired, dots_together = make_dots(ALONE, 1), make_dots(PAIRED, FEW), make_dots(NEURONS, TOKENS)
 
 
 def _add_rows(num_rows: int) -> Any:
@@ -289,7 +292,7 @@ def _add_scaled(num_rows: int) -> Any:
 
 # out[at + k] += sum over i < count of factors[i] * weights[base + i * stride + k], k < 32, one after another, in the
 # order of `place_of`; and the same for several rows of `out`, each with factors of its own, of one reading of weights.
-add_scaled_alone, add_scaled_paired, add_scaled_together = _add_scaled(1), _add_scaled(2), _add_scaled(SUMMED)
+add_scaled_alone, add_scaled_paired, add_scaled_together = _add_scaled(1), _add_scaled(FEW), _add_scaled(SUMMED)
 
 
 @intrinsic

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu import aligned
 from engine.kernels.cpu.down import PANEL, PANEL_COLUMNS
-from engine.kernels.cpu.layers import CHUNK, PARTS, TILES, Scratch, step_of_parts
-from engine.kernels.cpu.product import BLOCK
+from engine.kernels.cpu.layers import PARTS, TILES, Scratch, step_of_parts
+from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS
 from engine.kernels.cpu.tiles import ROWS
 from engine.models.config import DecoderConfig
 
@@ -47,8 +47,8 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
         zeros=np.empty((max(PARTS, threads), rows), np.int64),
         kept=np.empty((max(PARTS, threads), rows), np.int64),
         neurons=np.empty(max(PARTS, threads), np.int64),
-        thread=floats(threads, TILES + min(rows, CHUNK) * (BLOCK + part)),
+        thread=floats(threads, TILES + min(rows, TOKEN_ROWS) * (BLOCK + part)),
         words=aligned.empty((threads, max(PANEL * PANEL_COLUMNS // 2, part)), np.uint32),
-        places=np.empty((threads, part + 66), np.int64),
+        places=np.zeros((threads, part + 66), np.int64),
         copies=aligned.empty((threads, 4 * BLOCK * hidden), np.uint8),
     )

@@ -85,14 +85,15 @@ def store_as(builder: Any, value: Any, pointer: Any, align: int = 4) -> None:
     builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=align)
 
 
-def load_vector(builder: Any, pointer: Any, dtype: Any) -> Any:
-    """Load 16 consecutive float32 or bfloat16 values as float32."""
+def load_vector(builder: Any, pointer: Any, dtype: Any, lanes: int = LANES) -> Any:
+    """Load consecutive float32 or bfloat16 values as float32."""
+    kind = ir.VectorType(_FLOAT, lanes)
     if dtype == types.float32:
-        return load_as(builder, pointer, _VECTOR)
-    bits = load_as(builder, pointer, ir.VectorType(ir.IntType(16), LANES), align=2)
-    wide = builder.zext(bits, ir.VectorType(ir.IntType(32), LANES))
-    shift = ir.Constant(wide.type, [16] * LANES)
-    return builder.bitcast(builder.shl(wide, shift), _VECTOR)
+        return load_as(builder, pointer, kind)
+    bits = load_as(builder, pointer, ir.VectorType(ir.IntType(16), lanes), align=2)
+    wide = builder.zext(bits, ir.VectorType(ir.IntType(32), lanes))
+    shift = ir.Constant(wide.type, [16] * lanes)
+    return builder.bitcast(builder.shl(wide, shift), kind)
 
 
 def prefetch_line(builder: Any, pointer: Any) -> None:

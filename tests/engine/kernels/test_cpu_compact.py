@@ -1,4 +1,4 @@
-"""Copies of scattered neurons: products with them are products with the neurons where they are."""
+"""Scattered neurons: their copies, and products with them, which are those with the whole weight."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +9,13 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from engine.kernels.cpu.compact import compacted, copy_neurons
-from engine.kernels.cpu.formats import as_array
-from engine.kernels.cpu.product import BLOCK
+from engine.kernels.cpu.compact import compacted, copy_neurons, product_listed
+from engine.kernels.cpu.formats import Format, as_array, make_rows, tiles_for
+from engine.kernels.cpu.isa import has_amx
+from engine.kernels.cpu.layers import TILES, prepare
+from engine.kernels.cpu.product import BLOCK, product
 from engine.kernels.cpu.quantised import quantise_int4, quantise_int8
+from engine.kernels.cpu.tiles import configure, release
 from tests.engine.kernels.kinds import normal
 
 NEURONS, SIZE = 96, 128
@@ -84,3 +87,51 @@ def test_fewer_neurons_come_first(count: int, store: Callable[[Tensor], Any]) ->
     for found, part in zip(parts_of(copy), parts_of(store(expected)), strict=True):
         # Zeros have scale 0 in every format, and what is not written is 0 here.
         np.testing.assert_array_equal(found, part)
+
+
+@njit
+def call_listed(inputs, config, rows, weights, places, first, count, memory, out, scratch):  # type: ignore[no-untyped-def]
+    if config is not None:
+        configure(config)
+    copy = compacted(weights, SIZE, memory)
+    product_listed(inputs, rows, 0, rows, SIZE, weights, places, first, count, copy, out, 0, BLOCK, scratch)
+    if config is not None:
+        release()
+
+
+@njit
+def call_whole(inputs, config, rows, weights, out, scratch):  # type: ignore[no-untyped-def]
+    if config is not None:
+        configure(config)
+    for neuron in range(0, NEURONS, BLOCK):
+        product(inputs, rows, 0, rows, SIZE, weights, neuron, out, neuron, NEURONS, scratch)
+    if config is not None:
+        release()
+
+
+@pytest.mark.parametrize("amx", [False, pytest.param(True, marks=pytest.mark.skipif(not has_amx(), reason="no AMX"))])
+@every_format
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 17])
+@pytest.mark.parametrize("count", [1, 15, 32])
+def test_products_with_listed_neurons_are_those_with_all(
+    count: int, rows: int, store: Callable[[Tensor], Any], amx: bool
+) -> None:
+    name = next(name for name, known in FORMATS.items() if known is store)
+    if amx and name == "float32":
+        pytest.skip("tiles take no float32")
+    kind = {"int8": Format.INT8, "int4": Format.INT4}.get(name, Format.FLOAT)
+    weights = store(normal(NEURONS, SIZE, seed=1))
+    inputs = make_rows(kind, rows, SIZE, amx=amx)
+    prepare(normal(rows, SIZE, seed=2).numpy(), np.empty(0, np.float32), np.float32(0), inputs, weights)
+    places = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(3))[:count].sort().values.numpy()
+    listed = np.full(2 + count + 2 * BLOCK, 10**15)  # what follows is of no neuron
+    listed[2 : 2 + count] = places
+    config, scratch = tiles_for(kind, rows, amx=amx), np.zeros(TILES, np.float32)
+    whole, found = np.full(rows * NEURONS, np.nan, np.float32), np.full(rows * BLOCK, np.nan, np.float32)
+
+    call_whole(inputs, config, rows, weights, whole, scratch)
+    call_listed(inputs, config, rows, weights, listed, 2, count, np.zeros(4 * BLOCK * SIZE, np.uint8), found, scratch)
+
+    expected = whole.reshape(rows, NEURONS)[:, places]
+    np.testing.assert_array_equal(found.reshape(rows, BLOCK)[:, :count], expected)
+    assert np.isfinite(expected).all()

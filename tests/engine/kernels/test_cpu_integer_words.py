@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from engine.kernels.cpu.integer_plain import int4_product, int8_product
 from engine.kernels.cpu.integer_rows import LARGEST, PlainIntegerRows
 from engine.kernels.cpu.integer_words import (
+    COLUMNS_ALONE,
+    COLUMNS_TOGETHER,
     TOKENS,
+    WIDTH,
     add_group_alone,
     add_group_together,
     multiply_words,
@@ -54,7 +57,7 @@ def by_neurons(factors: Array) -> Array:
 
 
 def compiled(multiply: Callable[..., Any]) -> Callable[..., None]:
-    ints, words = (ir.VectorType(ir.IntType(width), count) for width, count in ((32, 16), (16, 32)))
+    ints, words = (ir.VectorType(ir.IntType(width), count) for width, count in ((32, WIDTH), (16, 2 * WIDTH)))
 
     @intrinsic
     def call(typingctx: Any, total: Any, a: Any, b: Any) -> Any:
@@ -79,9 +82,9 @@ def compiled(multiply: Callable[..., Any]) -> Callable[..., None]:
 
 @pytest.mark.parametrize("multiply", [multiply_words, multiply_words_plainly])
 def test_words_are_multiplied_two_by_two_and_added(multiply: Callable[..., Any]) -> None:
-    a, b = (integers(32, seed=seed, most=MOST, dtype=np.int16) for seed in (1, 2))
-    total = integers(16, seed=3, most=1000, dtype=np.int32)
-    expected = total + (a.astype(np.int64) * b).reshape(16, 2).sum(1)
+    a, b = (integers(2 * WIDTH, seed=seed, most=MOST, dtype=np.int16) for seed in (1, 2))
+    total = integers(WIDTH, seed=3, most=1000, dtype=np.int32)
+    expected = total + (a.astype(np.int64) * b).reshape(WIDTH, 2).sum(1)
 
     compiled(multiply)(total, a, b)
 
@@ -162,7 +165,9 @@ def call_together(totals, words, row, intermediate, row_scales, values, scales, 
     add_group_together(totals, words, row, intermediate, row_scales, values, scales, group, hidden, column)
 
 
-@pytest.mark.parametrize(("call", "rows", "width"), [(call_alone, 1, 64), (call_together, TOKENS, 32)])
+@pytest.mark.parametrize(
+    ("call", "rows", "width"), [(call_alone, 1, COLUMNS_ALONE), (call_together, TOKENS, COLUMNS_TOGETHER)]
+)
 def test_a_group_of_neurons_is_added_to_some_columns_of_some_rows(
     call: Callable[..., None], rows: int, width: int
 ) -> None:
