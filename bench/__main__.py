@@ -3,7 +3,16 @@
 import argparse
 import importlib
 
-BENCHMARKS = ("engine_throughput", "http_overhead", "observability", "serving", "relu_speed", "ffn", "decode")
+BENCHMARKS = (
+    "engine_throughput",
+    "http_overhead",
+    "observability",
+    "neighbours",
+    "serving",
+    "relu_speed",
+    "ffn",
+    "decode",
+)
 # One takes a corpus, one installs other servers, two need a GPU.
 NAMED_ONLY = ("pretraining", "peers", "ffn_gpu", "decode_gpu")
 

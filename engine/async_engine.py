@@ -214,6 +214,8 @@ class AsyncEngine:
         """The engine thread: load the model, then take what came in, compute a step, hand out what is new."""
         try:
             engine = Engine(self.config, progress)
+            if self.config.pin_threads:
+                engine.pin_threads()
         except BaseException as failure:
             loaded.set_exception(failure)
             return

@@ -76,6 +76,8 @@ class EngineConfig:
         allow_untuned_activations: Accept activations that the checkpoint was not tuned for.
         kernels: Which kernels run the model.
         threads: Compute threads; None is one per core.
+        pin_threads: Give each compute thread of an `AsyncEngine` a core of its own, if there are as many as cores. An
+            `LLM` computes in its caller's thread, which is left alone.
 
     Raises:
         InvalidConfig: `dtype`, `quantize`, `device`, `ffn_path` or `kernels` is not one of its values.
@@ -96,6 +98,7 @@ class EngineConfig:
     allow_untuned_activations: bool = False
     kernels: KernelSet = KernelSet.AUTO
     threads: int | None = None
+    pin_threads: bool = True
 
     def __post_init__(self) -> None:
         # Plain strings are welcome, as in `Activation`; left as they are, comparisons with `is` would not know them.

@@ -326,6 +326,14 @@ class Engine:
         """Sequences that wait for admission."""
         return len(self._scheduler.waiting)
 
+    def pin_threads(self) -> bool:
+        """Give each compute thread, the calling one among them, a core of its own, if there are as many as cores.
+
+        Returns:
+            Whether they have them; a GPU and the reference kernels need none.
+        """
+        return self._runner.backend.pin_threads()
+
     def stats(self) -> EngineStats:
         """Snapshot of all counters. Any thread may call it; figures may be one step apart from each other."""
         zeros, elements = self._runner.backend.sparsity.by_mode()

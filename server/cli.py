@@ -150,6 +150,7 @@ def serve(
     kernels: opt.KernelsOption = None,
     allow_untuned_activations: opt.AllowUntuned = None,
     threads: opt.Threads = None,
+    pin_threads: opt.PinThreads = None,
 ) -> None:
     """Serve a model with OpenAI's API.
 

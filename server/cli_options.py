@@ -139,6 +139,15 @@ Threads = Annotated[
     int | None,
     typer.Option(min=1, help="Compute threads.", show_default="one per core", rich_help_panel=MODEL),
 ]
+PinThreads = Annotated[
+    bool | None,
+    typer.Option(
+        "--pin-threads/--no-pin-threads",
+        help="Give each compute thread a core of its own, if there are as many as cores.",
+        show_default="on",
+        rich_help_panel=MODEL,
+    ),
+]
 
 Mode = Annotated[
     ModeName | None,

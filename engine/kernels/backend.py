@@ -96,6 +96,10 @@ class Backend(ABC):
     def describe(self) -> dict[str, str]:
         """Name of the kernel behind each operation, for `siluette info`."""
 
+    def pin_threads(self) -> bool:
+        """Give each compute thread, the calling one among them, a core of its own; False where that is not done."""
+        return False
+
     def measure_ffn_costs(self) -> FfnCosts | None:
         """Time both paths of RELU rows; None where there is no sparse one."""
         return None

@@ -31,6 +31,7 @@ from engine.kernels.cpu.formats import (
 )
 from engine.kernels.cpu.isa import has_amx
 from engine.kernels.cpu.layers import LayerArrays, StepRows, feed_forward, multiply, of_layer, prepare, run_layers
+from engine.kernels.cpu.pinning import pin_compute_threads
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.quantised import INT8_GROUP
 from engine.kernels.cpu.scratch import make_scratch
@@ -178,6 +179,10 @@ class CpuBackend(Backend):
             out.numpy(),
         )
         return out
+
+    def pin_threads(self) -> bool:
+        """See `Backend.pin_threads`."""
+        return pin_compute_threads()
 
     def measure_ffn_costs(self) -> FfnCosts:
         """See `Backend.measure_ffn_costs`; measured once on this machine, then read from disk."""
