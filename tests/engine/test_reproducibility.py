@@ -154,8 +154,11 @@ def test_with_prompts_in_small_chunks(subject: Subject, dtype: DType, alone: lis
         assert in_batch(llm, subject) == alone
 
 
-def test_with_one_thread(subject: Subject, dtype: DType, alone: list[SampleOutput]) -> None:
-    with subject.start(dtype, threads=1) as llm:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_on_any_number_of_threads(subject: Subject, dtype: DType, alone: list[SampleOutput], threads: int) -> None:
+    with subject.start(dtype, threads=threads) as llm:
+        if llm.info.threads != threads:
+            pytest.skip(f"needs {threads} threads")
         assert in_batch(llm, subject) == alone
 
 
