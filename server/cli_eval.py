@@ -156,7 +156,7 @@ def questions(
     threads: opt.Threads = None,
 ) -> None:
     """Best-of-N accuracy on open questions, and diversity of the same samples."""
-    from evaluation.best_of_n import evaluate_controls
+    from evaluation.best_of_n import ControlResult, evaluate_controls
     from evaluation.plots import plot_quality_diversity
     from evaluation.questions import load_questions
     from evaluation.quiz import read_quiz
@@ -168,11 +168,17 @@ def questions(
         if limit is not None and limit < len(asked):
             asked = random.Random(seed).sample(asked, limit)
         compared = _controls(llm, temperatures, probabilities)
-        with _bars() as advance:
-            results = evaluate_controls(llm, asked, compared, samples, prompt=prompt, seed=seed, progress=advance)
-        Console().print(questions_table(results))
         settings = {"questions": len(asked), "samples": samples, "limit": limit, "seed": seed}
-        _write(json_path, "questions", llm, settings, [result.to_json(with_texts) for result in results])
+        settings["controls"] = len(compared)
+        results: list[ControlResult] = []
+
+        def keep(result: ControlResult) -> None:  # what took minutes is not lost with what comes after it
+            results.append(result)
+            _write(json_path, "questions", llm, settings, [result.to_json(with_texts) for result in results])
+
+        with _bars() as advance:
+            evaluate_controls(llm, asked, compared, samples, prompt=prompt, seed=seed, progress=advance, finished=keep)
+        Console().print(questions_table(results))
         if plot_path is not None:
             plot_quality_diversity(results, plot_path)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import torch
 from fastapi import Depends, Request
 
-from engine import AsyncEngine
+from engine import AsyncEngine, KernelSet
 from server.errors import ModelNotFound
 from server.lifecycle import Lifecycle
 from server.metrics import ServerMetrics
@@ -57,16 +57,22 @@ class Services:
 
 
 def _fingerprint(engine: AsyncEngine) -> str:
+    """A name for all that the tokens of a seeded request may depend on.
+
+    Our kernels give the same bits on any number of threads and with zeros skipped or not; PyTorch's may not.
+    """
     info, config = engine.info, engine.config
-    kernels = (config.kernels, config.ffn_path, info.threads, info.device)
+    reference = (info.threads,) if config.kernels is KernelSet.REFERENCE else ()
     facts = (
         VERSION,
         torch.__version__,
         info.architecture,
-        info.weights_digest,
+        info.weights_digest,  # of the quantisation, too
         info.dtype,
-        info.quantization,
-        *kernels,
+        info.device,
+        info.kernels["linear"],
+        info.kernels["attention"],
+        *reference,
     )
     return "fp_" + hashlib.sha256(repr(facts).encode()).hexdigest()[:12]
 

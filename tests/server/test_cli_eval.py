@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from engine import EngineConfig
-from evaluation.controls import PROBABILITIES, TEMPERATURES, default_controls
+from engine import ActivationMode, EngineConfig
+from evaluation import best_of_n
+from evaluation.best_of_n import ControlResult
+from evaluation.controls import PROBABILITIES, TEMPERATURES, Control, default_controls
 from evaluation.grid import DEFAULT_GRID, describe
 from server.cli import app
 from tests.engine.models.tiny import make_tiny
@@ -172,6 +174,25 @@ class TestQuestions:
         ]
         assert [entry["n"] for entry in results[0]["best_of"]] == [1, 2, 4]
         assert [len(texts) for texts in results[0]["answers"]] == [4, 4, 4]
+
+    def test_a_run_that_is_stopped_keeps_what_it_has(
+        self, options: tuple[str, ...], quiz: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path, score = tmp_path / "out.json", best_of_n.score_control
+
+        def stop_at_the_third(control: Control, *rest: Any) -> ControlResult:
+            if control.activation.mode is not ActivationMode.SILU:
+                raise KeyboardInterrupt
+            return score(control, *rest)
+
+        monkeypatch.setattr(best_of_n, "score_control", stop_at_the_third)
+        chosen = ("--temperature", "0.8", "--temperature", "1.2", "-p", "0.75", "--samples", "2", "--limit", "2")
+        result = run("questions", quiz, *chosen, "--json", str(path), *options)
+
+        assert result.exit_code != 0
+        document = json.loads(path.read_text())
+        assert [found["control"]["temperature"] for found in document["results"]] == [0.8, 1.2]
+        assert document["settings"]["controls"] == 6
 
     def test_a_model_without_a_chat_template_gets_examples(self, quiz: str, tmp_path: Path) -> None:
         make_tiny("llama", tmp_path / "model")

@@ -1,8 +1,11 @@
 """`/v1/models`."""
 
 from pathlib import Path
+from typing import Any
 
 import httpx
+import pytest
+from fastapi import FastAPI
 
 from engine import AsyncEngine, Quantization
 from server.app import create_app
@@ -38,6 +41,25 @@ async def test_a_quantised_model_says_so_and_has_a_fingerprint_of_its_own(tiny_m
 
     assert [card["quantization"] for card in cards] == [*Quantization]
     assert len({card["weight_bytes"] for card in cards}) == len(set(fingerprints)) == len(Quantization)
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"threads": 2}, True),
+        ({"ffn_path": "sparse"}, True),
+        ({"kernels": "reference"}, False),
+        ({"dtype": "bfloat16"}, False),
+    ],
+)
+def test_a_fingerprint_names_what_seeded_texts_depend_on(
+    tiny_model: Path, app: FastAPI, options: dict[str, Any], same: bool
+) -> None:
+    engine = AsyncEngine(tiny_config(tiny_model, **options))
+    other = create_app(engine, ServerSettings())
+    engine.shutdown()
+
+    assert (other.state.services.fingerprint == app.state.services.fingerprint) is same
 
 
 async def test_names_may_hold_slashes(client: httpx.AsyncClient) -> None:

@@ -29,7 +29,7 @@ from engine.kernels.cpu.formats import (
     store_down,
     tiles_for,
 )
-from engine.kernels.cpu.isa import has_amx
+from engine.kernels.cpu.isa import has_amx, vector_set
 from engine.kernels.cpu.layers import LayerArrays, StepRows, feed_forward, multiply, of_layer, prepare, run_layers
 from engine.kernels.cpu.pinning import pin_compute_threads
 from engine.kernels.cpu.product import BLOCK
@@ -236,9 +236,10 @@ class CpuBackend(Backend):
 
     def describe(self) -> dict[str, str]:
         """See `Backend.describe`."""
-        products = "AMX tiles" if self._amx else "vector loops"
+        vectors = f"vector loops ({vector_set()})"
+        products = "AMX tiles" if self._amx else vectors
         return {
-            "attention": "paged, " + ("vector loops" if self._attention_tiles is None else "AMX tiles"),
+            "attention": "paged, " + (vectors if self._attention_tiles is None else "AMX tiles"),
             "feed-forward": f"{products}; zeros of RELU rows skipped",
             "linear": products,
         }

@@ -27,6 +27,11 @@ def has_avx512() -> bool:
     return {"avx512f", "avx512bw"} <= features()
 
 
+def vector_set() -> str:
+    """Name of the vector instructions in use, whose width decides in which order sums are taken."""
+    return "AVX-512" if has_avx512() else "AVX2" if "avx2" in features() else platform.machine()
+
+
 @cache
 def has_amx() -> bool:
     """Whether tiles can be used. Asks Linux for its permission, which holds for all threads of this process."""
