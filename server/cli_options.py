@@ -144,7 +144,7 @@ PinThreads = Annotated[
     typer.Option(
         "--pin-threads/--no-pin-threads",
         help="Give each compute thread a core of its own, if there are as many as cores.",
-        show_default="on",
+        show_default="pin-threads",
         rich_help_panel=MODEL,
     ),
 ]
