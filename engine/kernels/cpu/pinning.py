@@ -1,14 +1,12 @@
-"""One core for each compute thread, and short turns on it, so that a busy neighbour slows decoding down less.
+"""One core for each compute thread, so that a busy neighbour slows decoding down less.
 
 Compute threads wait for each other hundreds of times in a step. Left alone, Linux puts two of them on one core when
 another program is busy on the other: then each of those waits is for a thread that cannot run. On a core of its own a
-thread shares with the neighbour only, and one that asks for short turns is let in as soon as it wakes up.
+thread shares with the neighbour only.
 """
 
-import ctypes
 import os
 import platform
-import struct
 from contextlib import suppress
 
 import numba
@@ -18,17 +16,12 @@ from numba import njit, prange, types
 
 from engine.kernels.cpu.options import OPTIONS
 
-TURN = 100_000  # nanoseconds, the shortest turn that Linux gives
-_SET_ATTRIBUTES = {"x86_64": 314, "aarch64": 274}  # system call sched_setattr
-_ATTRIBUTES = struct.Struct("=IIQiIQQQ")  # size, policy, flags, niceness, priority; runtime, deadline, period
-_NORMAL = 0  # the policy that threads have by themselves
-
 
 def pin_compute_threads(cores: frozenset[int] | None = None) -> bool:
     """Pin the compute threads that kernels called from this thread use, this one among them.
 
     Threads that this one starts from now on inherit its core. Where there are fewer compute threads than cores nothing
-    is done: another process may have chosen the same ones. Needs Linux; short turns need Linux 6.12.
+    is done: another process may have chosen the same ones. Needs Linux.
 
     Args:
         cores: Cores to take; None is all that this thread may use.
@@ -50,22 +43,12 @@ def pin_compute_threads(cores: frozenset[int] | None = None) -> bool:
     try:
         for thread, core in zip(threads.tolist(), places, strict=True):
             os.sched_setaffinity(thread, {core})
-            _shorten_turns(thread)
     except OSError:  # a sandbox that forbids it: all may run anywhere again
         with suppress(OSError):
             for thread in threads.tolist():
                 os.sched_setaffinity(thread, places)
         return False
     return True
-
-
-def _shorten_turns(thread: int) -> None:
-    """Ask for turns of `TURN`; a kernel that is too old for it leaves everything as it is."""
-    number = _SET_ATTRIBUTES.get(platform.machine())
-    if number is not None:
-        niceness = os.getpriority(os.PRIO_PROCESS, thread)
-        attributes = _ATTRIBUTES.pack(_ATTRIBUTES.size, _NORMAL, 0, niceness, 0, TURN, 0, 0)
-        ctypes.CDLL(None).syscall(number, thread, ctypes.create_string_buffer(attributes, len(attributes)), 0)
 
 
 if platform.system() == "Linux":
