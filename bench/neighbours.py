@@ -20,6 +20,7 @@ from bench.serving import running_server
 from server.loadgen import BenchConfig, run_benchmark, run_event_loop
 from server.loadgen_client import Target
 from server.loadgen_workload import Length, ModeMix, Workload
+from server.machine import describe_machine
 
 SERVERS = {"pinned": "--pin-threads", "free": "--no-pin-threads"}
 
@@ -56,7 +57,7 @@ async def measure(target: Target, streams: int, tokens: int, seed: int) -> dict[
 
 async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     """All servers, neighbours and loads, in turns."""
-    neighbours = sorted({0, 1, len(os.sched_getaffinity(0))})
+    neighbours = sorted({0, 1, describe_machine().cores})
     found: dict[tuple[str, int, int], list[dict[str, float]]] = {}
     for number in range(options.rounds):
         for name, option in SERVERS.items():

@@ -168,8 +168,13 @@ def questions(
         if limit is not None and limit < len(asked):
             asked = random.Random(seed).sample(asked, limit)
         compared = _controls(llm, temperatures, probabilities)
-        settings = {"questions": len(asked), "samples": samples, "limit": limit, "seed": seed}
-        settings["controls"] = len(compared)
+        settings = {
+            "questions": len(asked),
+            "samples": samples,
+            "limit": limit,
+            "seed": seed,
+            "controls": len(compared),
+        }
         results: list[ControlResult] = []
 
         def keep(result: ControlResult) -> None:  # what took minutes is not lost with what comes after it

@@ -10,10 +10,12 @@ from numba.extending import intrinsic
 
 from engine.kernels.cpu.simd import (
     LANES,
+    alternate,
     element_pointer,
     load_as,
     load_vector,
     multiply_add,
+    pair_up,
     prefetch_line,
     splat,
     store_as,
@@ -197,14 +199,14 @@ def _add_halves(builder: Any, a: Any, b: Any, count: int) -> Any:
     Lanes stay in their four as long as there is something to add in it: that is what processors shuffle fast.
     """
     lanes = a.type.count
-    if count > 4:
-        spread = 2 * lanes // count  # fours of lanes of each vector
-        first = [four for four in range(lanes // 2) if four % spread < spread // 2]
-        second = [four + spread // 2 for four in first]
-        return builder.add(_fours(builder, a, b, first), _fours(builder, a, b, second))
-    first = [0, lanes, 1, lanes + 1] if count == 2 else [0, 1, lanes, lanes + 1]
-    orders = ([four + k + half for four in range(0, lanes, 4) for k in first] for half in (0, 2))
-    return builder.add(*(_shuffle(builder, a, b, order) for order in orders))
+    if count == 2:
+        return builder.add(*(_shuffle(builder, a, b, order) for order in alternate(lanes)))
+    if count == 4:
+        return builder.add(*(_shuffle(builder, a, b, order) for order in pair_up(lanes)))
+    spread = 2 * lanes // count  # fours of lanes of each vector
+    first = [four for four in range(lanes // 2) if four % spread < spread // 2]
+    second = [four + spread // 2 for four in first]
+    return builder.add(_fours(builder, a, b, first), _fours(builder, a, b, second))
 
 
 def _added(builder: Any, sums_of: Callable[[int], list[Any]], first: int, count: int) -> list[Any]:

@@ -17,14 +17,11 @@ from numba import njit, prange, types
 from engine.kernels.cpu.options import OPTIONS
 
 
-def pin_compute_threads(cores: frozenset[int] | None = None) -> bool:
+def pin_compute_threads() -> bool:
     """Pin the compute threads that kernels called from this thread use, this one among them.
 
     Threads that this one starts from now on inherit its core. Where there are fewer compute threads than cores nothing
     is done: another process may have chosen the same ones. Needs Linux.
-
-    Args:
-        cores: Cores to take; None is all that this thread may use.
 
     Returns:
         Whether each has a core of its own now.
@@ -32,8 +29,8 @@ def pin_compute_threads(cores: frozenset[int] | None = None) -> bool:
     count = numba.get_num_threads()
     if platform.system() != "Linux":
         return False
-    places = sorted(os.sched_getaffinity(0) if cores is None else cores)
-    if count != len(places):
+    cores = sorted(os.sched_getaffinity(0))
+    if count != len(cores):
         return False
     torch.empty(1 << 20).fill_(0)  # PyTorch starts its own threads now, which stay free to move
     threads = np.zeros(count, np.int64)
@@ -41,12 +38,12 @@ def pin_compute_threads(cores: frozenset[int] | None = None) -> bool:
     if len(set(threads.tolist())) != count:
         return False
     try:
-        for thread, core in zip(threads.tolist(), places, strict=True):
+        for thread, core in zip(threads.tolist(), cores, strict=True):
             os.sched_setaffinity(thread, {core})
     except OSError:  # a sandbox that forbids it: all may run anywhere again
         with suppress(OSError):
             for thread in threads.tolist():
-                os.sched_setaffinity(thread, places)
+                os.sched_setaffinity(thread, cores)
         return False
     return True
 

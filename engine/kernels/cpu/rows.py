@@ -20,14 +20,14 @@ from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.isa import has_avx512
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.simd import (
-    ALTERNATE,
     LANES,
-    PAIR_UP,
+    alternate,
     element_pointer,
     horizontal_sum,
     load_as,
     multiply_add,
     narrowed,
+    pair_up,
     prefetch_line,
     splat,
     store_as,
@@ -335,10 +335,10 @@ def transpose16(typingctx: Any, source: Any, at: Any, out: Any, out_at: Any, str
                 a, b, c, d = (load_four(other, column) for other in range(line, LANES, four))
                 lower, upper = (join(builder, *pair, list(range(2 * four))) for pair in ((a, b), (c, d)))
                 rows.append(join(builder, lower, upper, list(range(LANES))))
-            first = [join(builder, rows[0], rows[1], order) for order in ALTERNATE]
-            second = [join(builder, rows[2], rows[3], order) for order in ALTERNATE]
+            first = [join(builder, rows[0], rows[1], order) for order in alternate(LANES)]
+            second = [join(builder, rows[2], rows[3], order) for order in alternate(LANES)]
             for a, b in zip(first, second, strict=True):
-                columns += [join(builder, a, b, order) for order in PAIR_UP]
+                columns += [join(builder, a, b, order) for order in pair_up(LANES)]
         target = element_pointer(context, builder, signature.args[2], args[2], args[3])
         for i, column in enumerate(columns):
             store_as(builder, column, builder.gep(target, [builder.mul(args[4], ir.Constant(_LONG, i))]))

@@ -24,11 +24,6 @@ _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _CONTRACT = ("contract",)  # allow fused multiply-add, nothing that reorders sums
 
-# Orders of two vectors a and b in each four of lanes: a0 b0 a1 b1, and a2 b2 a3 b3; a0 a1 b0 b1, and a2 a3 b2 b3.
-_FOURS = range(0, LANES, 4)
-ALTERNATE = tuple([lane + k for lane in _FOURS for k in (i, LANES + i, i + 1, LANES + i + 1)] for i in (0, 2))
-PAIR_UP = tuple([lane + k for lane in _FOURS for k in (i, i + 1, LANES + i, LANES + i + 1)] for i in (0, 2))
-
 # The exponential of `math.exp` and `exponential`: Cephes' polynomial.
 LOG2_E = np.float32(1.4426950408889634)
 LN2_HIGH = np.float32(0.693359375)  # few bits, so that n * LN2_HIGH is exact
@@ -68,6 +63,16 @@ def float_to_bits(typingctx: Any, value: Any) -> Any:
 
 
 # For code generators, here and in the modules beside this one.
+
+
+def alternate(lanes: int) -> list[list[int]]:
+    """Two orders of two vectors a and b, in each four of lanes a0 b0 a1 b1, and a2 b2 a3 b3."""
+    return [[four + k for four in range(0, lanes, 4) for k in (i, lanes + i, i + 1, lanes + i + 1)] for i in (0, 2)]
+
+
+def pair_up(lanes: int) -> list[list[int]]:
+    """Two orders of two vectors a and b, in each four of lanes a0 a1 b0 b1, and a2 a3 b2 b3."""
+    return [[four + k for four in range(0, lanes, 4) for k in (i, i + 1, lanes + i, lanes + i + 1)] for i in (0, 2)]
 
 
 def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, offset: Any) -> Any:
