@@ -13,11 +13,13 @@ from engine.kernels.cpu.math import from_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, cut_rows, tile_columns
 from engine.kernels.cpu.rows import (
+    FETCHED,
     FEW,
     SUMMED,
     add_chunk,
     add_listed_pairs,
     add_listed_rows,
+    add_row,
     add_rows_4,
     add_scaled_alone,
     add_scaled_paired,
@@ -264,7 +266,7 @@ def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, 
     ones are, and then both; what is skipped adds 0.
 
     Args:
-        places: Scratch, int64 [66].
+        places: Scratch, int64 [intermediate + 66].
         factors: Scratch, float32 [66] (int32 for quantised weights, in a view).
     """
     raise NotImplementedError
@@ -340,11 +342,25 @@ def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, p
     add_in_order(totals, rows, hidden, first, last, down, out)
 
 
+@njit(**OPTIONS)
+def _add_active(h, intermediate, down, hidden, first, width, totals, places):  # type: ignore[no-untyped-def]
+    """totals[first + k] += sum over j of h[j] * down[j, first + k], k < width, of neurons with h != 0."""
+    count = 0
+    for j in range(intermediate):
+        places[count] = j
+        count += h[j] != 0
+    for i in range(count):
+        j, coming = places[i], places[min(i + FETCHED, count - 1)]
+        add_row(totals, first, h, j, down, j * hidden + first, coming * hidden + first, width)
+
+
 def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     marks, width = np.empty(BLOCK, np.uint8), last - first
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
-    for tile in range(0, intermediate, BLOCK):
+    if rows == 1:
+        _add_active(h, intermediate, down, hidden, first, width, totals, places)
+    for tile in range(0, intermediate if rows > 1 else 0, BLOCK):
         fetch_active(h, rows, intermediate, tile + AHEAD, marks, down, hidden, first, last)
         for r in range(rows):
             count = 0

@@ -21,7 +21,7 @@ from engine.kernels.cpu.integer_words import (
 )
 from engine.kernels.cpu.product import BLOCK, is_kind, product
 from engine.kernels.cpu.quantised import INT8_GROUP, NEURONS, Int4Weight
-from engine.kernels.cpu.rows import prefetch
+from engine.kernels.cpu.rows import fetch
 
 
 @overload(product)
@@ -67,13 +67,14 @@ def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, pan
 
 def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     values, scales, words, row_scales = down.values, down.scales, h.values, h.scales
-    alone, ahead = rows // TOKENS * TOKENS, INT8_GROUP * hidden
+    alone, columns = rows // TOKENS * TOKENS, last - first
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
     for g in range(intermediate // INT8_GROUP):
         for k in range(first, last, INT8_GROUP):
-            for line in range(INT8_GROUP):
-                prefetch(values, (g * INT8_GROUP + line) * hidden + k + ahead)
+            # The next group's neurons, in the order of memory; each block of columns fetches its share.
+            for line in range(INT8_GROUP * (k - first) // columns, INT8_GROUP * (k - first + INT8_GROUP) // columns):
+                fetch(values, ((g + 1) * INT8_GROUP + line) * hidden + first, columns)
             for r in range(0, alone, TOKENS):
                 for column in range(k, k + INT8_GROUP, COLUMNS_TOGETHER):
                     add_group_together(totals, words, r, intermediate, row_scales, values, scales, g, hidden, column)

@@ -35,7 +35,7 @@ TOKENS = 4
 _INT, _LONG, _BYTE, _SHORT = ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.IntType(16)
 _INTS, _FLOATS = ir.VectorType(_INT, WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
 _WORDS, _BYTES = ir.VectorType(_SHORT, 2 * WIDTH), ir.VectorType(_BYTE, 2 * WIDTH)
-_FETCHED = 32  # neurons ahead of those at hand
+_FETCHED = 16  # neurons ahead of those at hand
 
 
 def _place(builder: Any, pointer: Any, *offsets: Any) -> Any:
@@ -143,10 +143,10 @@ def _make_dots(tokens: int, bits: int) -> Any:
 
             def sums_of(chunk: Any, group: int, first: int, lane: int) -> list[Any]:
                 """Lanes' sums of neuron `first + lane` with each token row, in one group."""
-                n = first + lane
-                source = _place(builder, weights, _times(builder, line, n), _times(builder, chunk, 8 * bits))
-                if group == 0 and (bits == 8 or n % 2 == 0):
-                    prefetch_line(builder, _place(builder, source, _times(builder, line, _FETCHED)))
+                source = _place(builder, weights, _times(builder, line, first + lane), _times(builder, chunk, 8 * bits))
+                if group == 0 and (bits == 8 or lane % 2 == 0):  # neurons to come, in the order of memory
+                    ahead = _place(builder, weights, _times(builder, line, first + _FETCHED), lane * 8 * bits)
+                    prefetch_line(builder, _place(builder, ahead, _times(builder, chunk, 8 * bits * WIDTH)))
                 begin = builder.add(_times(builder, chunk, 64), ir.Constant(_LONG, 32 * group))
                 sums = [_zeros()] * tokens
                 for i, part in enumerate(widen(builder, source, group)):

@@ -83,7 +83,7 @@ class Scratch(NamedTuple):
     neurons: Array  # int64 [PARTS or threads], whose weights in `up` and `down` were read
     thread: Array  # float32 [threads, TILES + rows of a chunk * (BLOCK + widest part of neurons)]
     words: Array  # uint32 [threads, PANEL * PANEL_COLUMNS / 2 or the widest part of neurons]
-    places: Array  # int64 [threads, widest part + 66]
+    places: Array  # int64 [threads, intermediate + 66]
     copies: Array  # uint8 [threads, 4 * BLOCK * hidden]
 
 

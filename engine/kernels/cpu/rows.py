@@ -37,6 +37,7 @@ CHUNK = 2 * LANES  # what a size must be a multiple of
 # Token rows that are multiplied together where there are no more of them. They need weights faster than these come by
 # themselves: the next ones are fetched meanwhile.
 FEW = 2
+FETCHED = 8  # rows of weights from the one at hand to the one that is fetched
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
 _VECTOR, _INTS = ir.VectorType(_FLOAT, LANES), ir.VectorType(_INT, LANES)
@@ -107,6 +108,12 @@ def _parts(builder: Any, pointer: Any, dtype: Any) -> list[tuple[int, Callable[[
     return [part for at in halves for part in ((at, partial(even, at)), (LANES + at, partial(odd, at)))]
 
 
+def _prefetch_chunk(builder: Any, pointer: Any, dtype: Any) -> None:
+    """Fetch 32 weights."""
+    for element in range(0, CHUNK, CACHE_LINE * 8 // dtype.bitwidth):
+        prefetch_line(builder, builder.gep(pointer, [ir.Constant(_LONG, element)]))
+
+
 def make_dots(num_rows: int, num_vectors: int) -> Any:
     """Intrinsic for `num_vectors` vectors with `num_rows` rows of weights, all sums in registers."""
 
@@ -137,7 +144,7 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
             places_pointer = element_pointer(context, builder, kinds[8], args[8], args[9])
             size = args[10]
             rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, size)
-            next_places = builder.gep(places_pointer, [ir.Constant(_LONG, num_rows)])
+            next_places = builder.gep(places_pointer, [ir.Constant(_LONG, FETCHED)])
             next_rows = _weight_pointers(builder, weights_base, next_places, num_rows, size)
             vectors = [
                 builder.gep(x_pointer, [builder.mul(args[5], ir.Constant(_LONG, v))]) for v in range(num_vectors)
@@ -150,9 +157,7 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
                 at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
                 if num_vectors <= FEW:
                     for row in next_rows:
-                        for element in range(0, CHUNK, CACHE_LINE * 8 // dtype.bitwidth):
-                            ahead = builder.add(at, ir.Constant(_LONG, element))
-                            prefetch_line(builder, builder.gep(row, [ahead]))
+                        _prefetch_chunk(builder, builder.gep(row, [at]), dtype)
                 by_row = [_parts(builder, builder.gep(row, [at]), dtype) for row in rows]
                 for same_part in zip(*by_row, strict=True):
                     place = builder.add(at, ir.Constant(_LONG, same_part[0][0]))
@@ -174,9 +179,10 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
     return dots
 
 
-# Neurons that meet one token row, two, and many: the sums leave just enough of the vector registers, 16 or 32 with
-# AVX-512, for a part of each neuron's weights and one of a token row.
-ALONE, PAIRED = 8, 8 if has_avx512() else 4
+# Neurons that meet one token row, two, and many. One row waits for memory, which is fastest when it is read in order,
+# one neuron after another. With many, sums leave just enough of the vector registers, 16 or 32 with AVX-512, for a part
+# of each neuron's weights and one of a token row.
+ALONE, PAIRED = 1, 4
 NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 6)
 SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
 dots_alone, dots_paired, dots_together = make_dots(ALONE, 1), make_dots(PAIRED, FEW), make_dots(NEURONS, TOKENS)
@@ -233,6 +239,34 @@ def _add_rows(num_rows: int) -> Any:
 
 
 add_rows_4 = _add_rows(4)
+
+
+@intrinsic
+def add_row(
+    typingctx: Any, out: Any, out_at: Any, factors: Any, factor_at: Any, weights: Any, at: Any, ahead: Any, size: Any
+) -> Any:
+    """out[out_at + k] += factors[factor_at] * weights[at + k] for k < size, in the order of `place_of`.
+
+    Fetches weights[ahead : ahead + size] meanwhile.
+    """
+    place = types.intp
+    signature = types.void(out, place, factors, place, weights, place, place, place)
+    dtype = weights.dtype
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        out, factor, row = (element_pointer(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 2, 4))
+        coming = element_pointer(context, builder, kinds[4], args[4], args[6])
+        scale = splat(builder, builder.load(factor), _SUM_LANES)
+        with cgutils.for_range(builder, builder.udiv(args[7], ir.Constant(_LONG, CHUNK))) as loop:
+            at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
+            _prefetch_chunk(builder, builder.gep(coming, [at]), dtype)
+            for place, load in _parts(builder, builder.gep(row, [at]), dtype):
+                target = builder.gep(out, [builder.add(at, ir.Constant(_LONG, place))])
+                store_as(builder, multiply_add(builder, scale, load(), load_as(builder, target, _SUM, 4)), target)
+        return context.get_dummy_value()
+
+    return signature, codegen
 
 
 def _add_scaled(num_rows: int) -> Any:

@@ -49,6 +49,6 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
         neurons=np.empty(max(PARTS, threads), np.int64),
         thread=floats(threads, TILES + min(rows, TOKEN_ROWS) * (BLOCK + part)),
         words=aligned.empty((threads, max(PANEL * PANEL_COLUMNS // 2, part)), np.uint32),
-        places=np.zeros((threads, part + 66), np.int64),
+        places=np.zeros((threads, intermediate + 66), np.int64),
         copies=aligned.empty((threads, 4 * BLOCK * hidden), np.uint8),
     )

@@ -64,7 +64,7 @@ class Product:
         arrays = as_array(kept), rows, intermediate, as_array(self.down).reshape(-1), hidden, first, last, totals
         target = out.numpy().reshape(-1)
         if skip:
-            call_skip(*arrays, np.full(66, -1), np.full(66, np.nan, np.float32), target)
+            call_skip(*arrays, np.full(intermediate + 66, -1), np.full(66, np.nan, np.float32), target)
         else:
             call_down(self.kind.down_tiles(rows), *arrays, np.empty(PANEL * PANEL_COLUMNS // 2, np.uint32), target)
 

@@ -14,6 +14,7 @@ from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.rows import (
     add_listed_pairs,
     add_listed_rows,
+    add_row,
     add_rows_4,
     copy64,
     interleave4,
@@ -74,6 +75,11 @@ def call_add_listed_pairs(totals, at, factors, places, split, count, weights, ba
 
 
 @njit
+def call_add_row(out, out_at, factors, factor_at, weights, at, ahead, size):  # type: ignore[no-untyped-def]
+    add_row(out, out_at, factors, factor_at, weights, at, ahead, size)
+
+
+@njit
 def call_prefetch(array, at):  # type: ignore[no-untyped-def]
     prefetch(array, at)
 
@@ -87,7 +93,7 @@ def compiled_dots(dots: Any) -> Callable[..., None]:
 
 
 # Rows of weights and vectors that each takes at once: with AVX-512, and without.
-DOTS = {shape: compiled_dots(make_dots(*shape)) for shape in [(8, 1), (8, 2), (4, 4), (4, 2), (2, 6)]}
+DOTS = {shape: compiled_dots(make_dots(*shape)) for shape in [(1, 1), (4, 2), (4, 4), (2, 6)]}
 
 
 def small_integers(*shape: int, seed: int) -> Tensor:
@@ -232,6 +238,22 @@ def test_listed_rows_are_added_one_after_another_as_four_are(dtype: torch.dtype)
     case = Sum.make(normal, 4, dtype)
 
     assert torch.equal(case.run(call_add_listed_rows, split=0), case.run(call_add_rows_4))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@some_columns
+def test_one_row_after_another_is_what_four_at_once_are(first: int, last: int, dtype: torch.dtype) -> None:
+    case = Sum.make(normal, 4, dtype, first, last)
+    out, factors = fenced(ordered(case.before, dtype), 3), fenced(case.factors, 2)
+    weights, size = fenced(case.weights.float(), BASE, dtype), last - first
+
+    places = [BASE + first + place * case.weights.shape[1] for place in case.places]
+    for i, at in enumerate(places):
+        call_add_row(out, 3, factors, 2 + i, weights, at, places[-1], size)
+
+    assert torch.equal(torch.from_numpy(out[3 : 3 + size]), case.run(call_add_rows_4))
+    assert np.isnan(out[:3]).all()
+    assert np.isnan(out[3 + size :]).all()
 
 
 @pytest.mark.parametrize("split", [0, 1, 3, 6])
