@@ -7,6 +7,8 @@ from engine.config import FfnPath
 
 MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64)
 LOW_ZEROS, HIGH_ZEROS = 0.5, 0.9  # shares of zeros at which the sparse path is measured
+# The share of the dense path's time below which the sparse one is taken: where both are close, noise would decide.
+WORTHWHILE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +50,4 @@ class FfnRouter:
         if self.costs is None or relu < rows or relu == 0:
             return False
         index = next((i for i, measured in enumerate(MEASURED_ROWS) if measured >= rows), len(MEASURED_ROWS) - 1)
-        return self.costs.sparse(index, zeros) < self.costs.dense[index]
+        return self.costs.sparse(index, zeros) < WORTHWHILE * self.costs.dense[index]

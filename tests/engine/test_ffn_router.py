@@ -61,7 +61,8 @@ def test_without_a_sparse_path_auto_is_dense(rows: int, zeros: float) -> None:
     ("rows", "zeros", "sparse"),
     [
         (1, 0.0, False),  # 11 and 11: a tie is dense
-        (1, 0.1, True),
+        (1, 0.05, False),  # 10.5 against 11: not worth it
+        (1, 0.1, True),  # 10 against 11
         (2, 0.4, False),  # 14 against 12
         (2, 0.9, True),
         (3, 0.9, True),  # counts as 4 rows: 8 against 14

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,16 +25,12 @@ def measure_ffn_costs(backend: "CpuBackend") -> FfnCosts:
     """
     generator = torch.Generator().manual_seed(0)
     gates = {zeros: backend.store_gate(_gate(backend, zeros, generator)) for zeros in (LOW_ZEROS, HIGH_ZEROS)}
-    dense: list[float] = []
-    low: list[float] = []
-    high: list[float] = []
+    costs = []
     for rows in MEASURED_ROWS:
         x = torch.randn(rows, backend.config.hidden_size, generator=generator)
         x[:, 0] = 1
-        dense.append(_median_seconds(backend, x, gates[LOW_ZEROS], sparse=False))
-        low.append(_median_seconds(backend, x, gates[LOW_ZEROS], sparse=True))
-        high.append(_median_seconds(backend, x, gates[HIGH_ZEROS], sparse=True))
-    return FfnCosts(tuple(dense), tuple(low), tuple(high))
+        costs.append(_median_seconds(backend, x, gates))
+    return FfnCosts(*zip(*costs, strict=True))
 
 
 def _gate(backend: "CpuBackend", zeros: float, generator: torch.Generator) -> Tensor:
@@ -44,17 +41,25 @@ def _gate(backend: "CpuBackend", zeros: float, generator: torch.Generator) -> Te
     return gate
 
 
-def _median_seconds(backend: "CpuBackend", x: Tensor, gate: Any, *, sparse: bool) -> float:
-    step = _step(len(x), sparse)
-    seconds = []
-    for turn in range(REPEATS + 1):
-        start = time.perf_counter()
-        backend.feed_forward(turn % backend.config.num_layers, x, step, gate=gate)
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+def _median_seconds(backend: "CpuBackend", x: Tensor, gates: dict[float, Any]) -> tuple[float, ...]:
+    """Dense, sparse at low and sparse at high zeros: in turn, so that a machine that slows down slows all of them."""
+    cases = [
+        (gates[LOW_ZEROS], _step(len(x), sparse=False)),
+        (gates[LOW_ZEROS], _step(len(x), sparse=True)),
+        (gates[HIGH_ZEROS], _step(len(x), sparse=True)),
+    ]
+    layers = cycle(range(backend.config.num_layers))
+    seconds = [[_seconds(backend, next(layers), x, gate, step) for gate, step in cases] for _ in range(1 + REPEATS)]
+    return tuple(statistics.median(side) for side in zip(*seconds[1:], strict=True))
 
 
-def _step(rows: int, sparse: bool) -> StepInputs:
+def _seconds(backend: "CpuBackend", layer: int, x: Tensor, gate: Any, step: StepInputs) -> float:
+    start = time.perf_counter()
+    backend.feed_forward(layer, x, step, gate=gate)
+    return time.perf_counter() - start
+
+
+def _step(rows: int, *, sparse: bool) -> StepInputs:
     nothing = torch.zeros(0, dtype=torch.int64)
     activations = ActivationRows(
         mode=torch.full((rows,), MODE_CODE[ActivationMode.RELU]),
