@@ -354,13 +354,11 @@ def _add_active(h, intermediate, down, hidden, first, width, totals, places):  #
         add_row(totals, first, h, j, down, j * hidden + first, coming * hidden + first, width)
 
 
-def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+@njit(**OPTIONS)
+def _add_active_tiles(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+    """`_add_active` of several token rows, which share what is fetched, 32 neurons at a time."""
     marks, width = np.empty(BLOCK, np.uint8), last - first
-    for r in range(rows):
-        totals[r * hidden + first : r * hidden + last] = 0
-    if rows == 1:
-        _add_active(h, intermediate, down, hidden, first, width, totals, places)
-    for tile in range(0, intermediate if rows > 1 else 0, BLOCK):
+    for tile in range(0, intermediate, BLOCK):
         fetch_active(h, rows, intermediate, tile + AHEAD, marks, down, hidden, first, last)
         for r in range(rows):
             count = 0
@@ -369,4 +367,13 @@ def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, pl
                 places[count], factors[count] = j, value
                 count += value != 0
             add_listed_rows(totals, r * hidden + first, factors, places, 0, count, down, first, hidden, width)
+
+
+def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+    for r in range(rows):
+        totals[r * hidden + first : r * hidden + last] = 0
+    if rows == 1:
+        _add_active(h, intermediate, down, hidden, first, last - first, totals, places)
+    else:
+        _add_active_tiles(h, rows, intermediate, down, hidden, first, last, totals, places, factors)
     add_in_order(totals, rows, hidden, first, last, down, out)
