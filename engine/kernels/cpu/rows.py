@@ -182,7 +182,7 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
 # Neurons that meet one token row, two, and many. One row waits for memory, which is fastest when it is read in order,
 # one neuron after another. With many, sums leave just enough of the vector registers, 16 or 32 with AVX-512, for a part
 # of each neuron's weights and one of a token row.
-ALONE, PAIRED = 1, 4
+ALONE, PAIRED = 1, 8 if has_avx512() else 4
 NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 6)
 SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
 dots_alone, dots_paired, dots_together = make_dots(ALONE, 1), make_dots(PAIRED, FEW), make_dots(NEURONS, TOKENS)

@@ -93,7 +93,7 @@ def compiled_dots(dots: Any) -> Callable[..., None]:
 
 
 # Rows of weights and vectors that each takes at once: with AVX-512, and without.
-DOTS = {shape: compiled_dots(make_dots(*shape)) for shape in [(1, 1), (4, 2), (4, 4), (2, 6)]}
+DOTS = {shape: compiled_dots(make_dots(*shape)) for shape in [(1, 1), (8, 2), (4, 4), (4, 2), (2, 6)]}
 
 
 def small_integers(*shape: int, seed: int) -> Tensor:
