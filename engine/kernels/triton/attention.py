@@ -44,7 +44,7 @@ from engine.kv_cache import BLOCK_SIZE
 
 QUERY_TILE = 32  # rows of a tile of queries: heads of one group, of one or more tokens
 KEY_TILE = 64  # tokens
-SPLIT = 256  # tokens, a multiple of KEY_TILE
+SPLIT = 128  # tokens, a multiple of KEY_TILE
 
 # Programs that a launch should have at least, if the sequences are long enough: two for each of an H100's 132
 # multiprocessors. A matter of speed, not of results.
@@ -310,14 +310,20 @@ def _attention(  # type: ignore[no-untyped-def]
             begin = tl.maximum(split * SPLIT, first_seen // KEY_TILE * KEY_TILE)
             end = tl.minimum((split + 1) * SPLIT, last_position + 1)
             for start in range(begin, end, KEY_TILE):
-                seen = start + tl.arange(0, KEY_TILE)
+                in_tile = tl.arange(0, KEY_TILE)
+                seen = start + in_tile
                 written = seen <= last_position
-                block = tl.load(table + seen // BLOCK_SIZE, mask=written, other=0).to(tl.int64)
+                # `start` is a multiple of the block size. Masks by whole blocks and the hints are what makes loads of
+                # keys, whose neighbours are tokens, 16 bytes wide.
+                number = start // BLOCK_SIZE + in_tile // BLOCK_SIZE
+                begun = number <= last_position // BLOCK_SIZE
+                block = tl.load(table + number, mask=begun, other=0).to(tl.int64)
                 block_base = (block * NUM_KV_HEADS + kv_head) * (HEAD_DIM * BLOCK_SIZE)
-                offset = seen % BLOCK_SIZE
-                # Slots that nothing was written to may hold anything, NaN too: they are not loaded.
-                key_at = keys + (block_base + offset)[None, :] + dims[:, None] * BLOCK_SIZE
-                key_mask = written[None, :] & (dims < HEAD_DIM)[:, None]
+                offset = in_tile % BLOCK_SIZE
+                slot = tl.max_contiguous(tl.multiple_of(block_base + offset, BLOCK_SIZE), BLOCK_SIZE)
+                key_at = keys + slot[None, :] + dims[:, None] * BLOCK_SIZE
+                key_mask = begun[None, :] & (dims < HEAD_DIM)[:, None]
+                # Keys that nothing was written to may be anything, NaN too: only scores that are not visible see them.
                 key_tile = tl.load(key_at, mask=key_mask, other=0.0)
                 scores = multiply_add(queries, key_tile, nothing) * scale
                 visible = (seen[None, :] <= position[:, None]) & (seen[None, :] >= lowest[:, None]) & used[:, None]

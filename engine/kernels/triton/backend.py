@@ -17,14 +17,14 @@ from engine.kernels.triton.counters import DeviceCounters
 from engine.kernels.triton.feed_forward import feed_forward
 from engine.kernels.triton.feed_forward import scratch_bytes as feed_forward_bytes
 from engine.kernels.triton.graphs import CudaRecorder, DecodeGraphs, Recorder, Variant, ladder, padded, run_each_time
-from engine.kernels.triton.linear import linear, scratch_bytes
+from engine.kernels.triton.linear import launch_reduce, linear, scratch_bytes, split_sums
 from engine.kernels.triton.norm import embed, rms_norm
 from engine.kernels.triton.rotary import RotaryTable, rotate_and_cache
 from engine.kernels.triton.sampler import TritonSampler, score_tokens
 from engine.kernels.triton.tuning import ROW_TILE, Layout
 from engine.kernels.triton.workspace import Workspace
 from engine.kv_cache import KVCache, blocks_for
-from engine.models.config import DecoderConfig, DecoderWeights
+from engine.models.config import DecoderConfig, DecoderWeights, LayerWeights
 from engine.step import StepInputs
 
 WARM_UP_ROWS = 16  # that a step may have in any case
@@ -159,11 +159,12 @@ class TritonBackend(Backend):
         rows = len(step.token_ids)
         x, normed, eps = self._x[:rows], self._normed[:rows], self.config.norm_eps
         embed(step.token_ids, self.weights.embedding, out=x)
+        addend = None  # what a block leaves to the norm that follows it
         for index, layer in enumerate(self._layers):
-            rms_norm(x, layer.input_norm, eps, out=normed)
-            self._attend(index, step)
-            rms_norm(x, layer.post_norm, eps, out=normed)
-            feed_forward(
+            rms_norm(x, layer.input_norm, eps, out=normed, addend=addend)
+            addend = self._attend(index, step)
+            rms_norm(x, layer.post_norm, eps, out=normed, addend=addend)
+            addend = feed_forward(
                 normed,
                 layer.gate,
                 layer.up,
@@ -174,16 +175,18 @@ class TritonBackend(Backend):
                 workspace=self._workspace,
                 out=x,
                 zeros=self._zeros[index, :rows],
+                defer=True,
             )
+        if addend is not None:
+            launch_reduce(addend, x, add=True)
 
-    def _attend(self, index: int, step: DeviceStep) -> None:
-        """Attention of one layer, normalised input to residual stream."""
+    def _attend(self, index: int, step: DeviceStep) -> Tensor | None:
+        """Attention of one layer, normalised input to residual stream; returns what is still to be added to that."""
         rows, layer, config = len(step.token_ids), self._layers[index], self.config
         keys, values = self.cache.keys[index], self.cache.values[index]
-        qkv, q, attended = self._qkv[:rows], self._q[:rows], self._attended[:rows]
-        linear(self._normed[:rows], layer.qkv, layer.qkv_bias, out=qkv, workspace=self._workspace)
+        q, attended = self._q[:rows], self._attended[:rows]
         rotate_and_cache(
-            qkv,
+            self._qkv_of(layer, rows),
             step.positions,
             step.slots,
             q_norm=layer.q_norm,
@@ -206,7 +209,18 @@ class TritonBackend(Backend):
             workspace=self._attention,
             out=attended,
         )
-        linear(attended, layer.o, layer.o_bias, out=self._x[:rows], add=True, workspace=self._workspace)
+        sums = split_sums(attended, layer.o, workspace=self._workspace) if layer.o_bias is None else None
+        if sums is None:
+            linear(attended, layer.o, layer.o_bias, out=self._x[:rows], add=True, workspace=self._workspace)
+        return sums
+
+    def _qkv_of(self, layer: LayerWeights, rows: int) -> Tensor:
+        """Queries, keys and values of the normalised input, [splits, rows, q_size + 2 * kv_size]."""
+        normed, qkv = self._normed[:rows], self._qkv[:rows]
+        sums = split_sums(normed, layer.qkv, workspace=self._workspace) if layer.qkv_bias is None else None
+        if sums is None:
+            sums = linear(normed, layer.qkv, layer.qkv_bias, out=qkv, workspace=self._workspace)[None]
+        return sums
 
     def _project(self, hidden: Tensor, out: Tensor) -> None:
         """Hidden states to logits."""

@@ -39,7 +39,7 @@ def neuron_sum(  # type: ignore[no-untyped-def]
     total = tl.zeros((row.shape[0], column.shape[0]), tl.float32)
     for first in range(start, stop, BLOCK_K):
         neuron = first + tl.arange(0, BLOCK_K)
-        exists = neuron < size
+        exists = neuron < stop
         wanted = row_mask[:, None]
         if not EVEN_K:
             wanted = wanted & exists[None, :]
@@ -112,7 +112,7 @@ def launch_down(h: Tensor, weight: Tensor, tile: Tile, flags: Tensor | None, out
     Args:
         h: [rows, intermediate] of the weight's type.
         weight: [intermediate, hidden].
-        tile: Of the weight, `Layout.IN_OUT`.
+        tile: Of the weight, `Layout.IN_OUT`; with flags its skipping one.
         flags: uint8 [row tiles, intermediate], active neurons; None to read all weights.
         out: float32, added to [rows, hidden] if `whole`, else written [splits, rows, hidden].
         whole: All splits in one program.
@@ -132,5 +132,5 @@ def launch_down(h: Tensor, weight: Tensor, tile: Tile, flags: Tensor | None, out
         splits,
         WHOLE=whole,
         SKIP=flags is not None,
-        **tile.launch_options(size),
+        **tile.launch_options(size, rows),
     )

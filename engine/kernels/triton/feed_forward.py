@@ -7,7 +7,8 @@ Six launches, which differ between the two paths in two points only:
 3. up x, split sums: of all neurons (`linear`), or of active ones (`up`)
 4. times the activated gate, rounded to the weights' type: hidden values (`up`)
 5. down, split sums: reading all weights, or those of active neurons (`down`)
-6. splits added in order, added to the residual stream (`linear`); for many rows step 5 does that itself
+6. splits added in order, added to the residual stream (`linear`), unless the norm that follows is to do it (`norm`);
+   for many rows step 5 does that itself
 
 Both paths give the same bits, so the router may choose by cost. Counts of neurons stay on the device, nothing is
 allocated, and there are no atomics, so that the launches can be captured in a CUDA graph.
@@ -44,7 +45,8 @@ def feed_forward(
     workspace: Workspace,
     out: Tensor,
     zeros: Tensor,
-) -> None:
+    defer: bool = False,
+) -> Tensor | None:
     """out += down(act(gate x) * up x); a row's bits depend neither on the other rows nor on `skip_zeros`.
 
     Args:
@@ -58,6 +60,10 @@ def feed_forward(
         workspace: Of at least `scratch_bytes`.
         out: float32 [rows, hidden], contiguous; added to.
         zeros: int32 or int64 [rows], written: values of act(gate x) that are exactly 0.
+        defer: Of few rows, leave the last sum to whoever reads `out` next.
+
+    Returns:
+        None; or what is still to be added to `out`, float32 [splits, rows, hidden], in order. It lies in `workspace`.
 
     Raises:
         ValueError: A shape, type or layout is not as above, or the workspace is too small.
@@ -69,6 +75,7 @@ def feed_forward(
     check("x", x, (count, hidden), (gate.dtype,))
     check("out", out, (count, hidden), (torch.float32,))
     check("zeros", zeros, (count,), (torch.int32, torch.int64))
+    sums = None
     for first in range(0, count, ROWS_AT_ONCE):
         some = slice(first, first + ROWS_AT_ONCE)
         part = replace(
@@ -78,7 +85,10 @@ def feed_forward(
             keys=rows.keys[some],
             positions=rows.positions[some],
         )
-        _feed_forward(x[some], gate, up, down, part, layer, skip_zeros, workspace, out[some], zeros[some])
+        sums = _feed_forward(x[some], gate, up, down, part, layer, skip_zeros, workspace, out[some], zeros[some])
+        if sums is not None and not defer:
+            launch_reduce(sums, out[some], add=True)
+    return sums if defer else None
 
 
 def _feed_forward(
@@ -92,7 +102,8 @@ def _feed_forward(
     workspace: Workspace,
     out: Tensor,
     zeros: Tensor,
-) -> None:
+) -> Tensor | None:
+    """What is still to be added to `out`, or None."""
     count, (intermediate, hidden) = len(x), gate.shape
     wide = tile_for(Layout.OUT_IN, intermediate, hidden, gate.dtype, gate.device)
     back = tile_for(Layout.IN_OUT, hidden, intermediate, down.dtype, down.device)
@@ -105,14 +116,22 @@ def _feed_forward(
     if active is None:
         launch_product(x, up, wide, sums, whole=whole)
     else:
-        launch_gathered(x, up, wide, active, sums, whole=whole)
+        launch_gathered(x, up, _skipping(Layout.OUT_IN, up), active, sums, whole=whole)
+        back = _skipping(Layout.IN_OUT, down)
     launch_multiply(activated, sums, zero_counts, h, zeros)
     flags = None if active is None else active.flags
     if is_whole(back, count, intermediate):
         launch_down(h, down, back, flags, out, whole=True)
-    else:
-        launch_down(h, down, back, flags, back_sums, whole=False)
-        launch_reduce(back_sums, out, add=True)
+        return None
+    launch_down(h, down, back, flags, back_sums, whole=False)
+    return back_sums
+
+
+def _skipping(layout: Layout, weight: Tensor) -> Tile:
+    """Tile of `up` or `down` where weights of active neurons only are read."""
+    rows, columns = weight.shape
+    out, inputs = (rows, columns) if layout is Layout.OUT_IN else (columns, rows)
+    return tile_for(layout, out, inputs, weight.dtype, weight.device, skipping=True)
 
 
 def _parts(count: int, hidden: int, gate: Tensor, wide: Tile, back: Tile) -> list[Part]:

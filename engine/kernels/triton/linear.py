@@ -6,7 +6,7 @@ own products in float32 from 0 on, `block_k` inputs at a time in rising order, a
 order. There are two schedules of these additions:
 
 - few rows (decoding): each split is a program of its own, so that the whole device reads weights; a second kernel adds
-  the splits' sums up,
+  the splits' sums up, or the kernel that reads the product next does it by the way (`split_sums`),
 - many rows (prompts): a program goes through the splits one after another.
 
 Both give the same bits. There are no atomics.
@@ -43,10 +43,10 @@ def split_sum(  # type: ignore[no-untyped-def]
         weight: Pointer to [outputs, size], same type.
         row: int64 [M], rows of x; those with a false `row_mask` count as zeros, and are not read.
         output: int64 [N], rows of the weight, likewise.
-        start: First input, a multiple of BLOCK_K.
+        start: First input.
         stop: One after the last.
         size: Inputs of a row.
-        EVEN_K: `size` is a multiple of BLOCK_K.
+        EVEN_K: `stop - start` is a multiple of BLOCK_K.
 
     Returns:
         float32 [M, N].
@@ -56,8 +56,8 @@ def split_sum(  # type: ignore[no-untyped-def]
         at = first + tl.arange(0, BLOCK_K)
         wanted, needed = row_mask[:, None], output_mask[:, None]
         if not EVEN_K:
-            wanted = wanted & (at < size)[None, :]
-            needed = needed & (at < size)[None, :]
+            wanted = wanted & (at < stop)[None, :]
+            needed = needed & (at < stop)[None, :]
         a = tl.load(x + row[:, None] * size + at[None, :], mask=wanted, other=0.0)
         b = tl.load(weight + output[:, None] * size + at[None, :], mask=needed, other=0.0)
         total = multiply_add(a, tl.trans(b), total)
@@ -198,6 +198,31 @@ def linear(
     return out
 
 
+def split_sums(x: Tensor, weight: Tensor, *, workspace: Workspace) -> Tensor | None:
+    """x @ weight.T as the sums of its splits, which whoever reads them has to add in order; of few rows only.
+
+    Args:
+        x: See `linear`.
+        weight: Likewise.
+        workspace: Likewise; nothing else may use it until the sums have been read.
+
+    Returns:
+        float32 [splits, rows, out]; None where there are too many rows: `linear` is for them.
+
+    Raises:
+        ValueError: A shape, type or layout is not as `linear` wants it.
+    """
+    rows, (width, size) = len(x), weight.shape
+    check("weight", weight, (width, size), DTYPES)
+    check("x", x, (rows, size), (weight.dtype,))
+    tile = tile_for(Layout.OUT_IN, width, size, weight.dtype, weight.device)
+    if rows == 0 or rows > ROW_TILE:
+        return None
+    (sums,) = workspace.carve([((tile.split_count(size), rows, width), torch.float32)])
+    launch_product(x, weight, tile, sums, whole=False)
+    return sums
+
+
 def scratch_bytes(width: int, size: int, dtype: torch.dtype, device: torch.device, layout: Layout) -> int:
     """Bytes of workspace for products by a weight of this shape, with any number of rows."""
     splits = tile_for(layout, width, size, dtype, device).split_count(size)
@@ -236,7 +261,7 @@ def launch_product(
         WHOLE=whole,
         HAS_BIAS=bias is not None,
         ADD=add,
-        **tile.launch_options(size),
+        **tile.launch_options(size, rows),
     )
 
 

@@ -1,7 +1,7 @@
 """RMSNorm of the residual stream, and the embedding that begins it.
 
-The residual is added by the second stage of the products that end a block (`linear(..., add=True)`), in float32, so a
-norm only reads it.
+A block's result comes to the residual stream in float32: with many rows the product that ends the block adds it, with
+few rows the norm that follows adds the sums of the product's splits.
 """
 
 import torch
@@ -10,12 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.triton.arithmetic import rounded
-from engine.kernels.triton.linear import DTYPES, check
+from engine.kernels.triton.linear import DTYPES, check, ordered_sum
 
-_ELEMENTS_PER_WARP = 512
+_ELEMENTS_PER_WARP = 256
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor, addend: Tensor | None = None) -> None:
     """out[row] = x[row] / sqrt(mean(x[row]^2) + eps) * weight, in float32, then rounded.
 
     One program a row: the squares are added by one tree over the whole row, whose shape follows from `hidden` alone.
@@ -26,6 +26,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
         weight: [hidden], bfloat16 or float32.
         eps: Added to the mean.
         out: [rows, hidden] in the type of `weight`, contiguous, overwritten.
+        addend: float32 [splits, rows, hidden], contiguous: its splits are added up in order, and then to `x`, which is
+            written, before the norm. None adds nothing.
 
     Raises:
         ValueError: A shape, type or layout is not as above.
@@ -34,9 +36,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor) -> None:
     check("x", x, (rows, hidden), (torch.float32,))
     check("weight", weight, (hidden,), DTYPES)
     check("out", out, (rows, hidden), (weight.dtype,))
+    splits = 0 if addend is None else len(addend)
+    if addend is not None:
+        check("addend", addend, (splits, rows, hidden), (torch.float32,))
     if rows:
         block = triton.next_power_of_2(hidden)
-        _rms_norm[(rows,)](x, weight, out, eps, HIDDEN=hidden, BLOCK=block, num_warps=_warps(block))
+        _rms_norm[(rows,)](
+            x, weight, addend, out, eps, rows, HIDDEN=hidden, BLOCK=block, SPLITS=splits, num_warps=_warps(block)
+        )
 
 
 def embed(token_ids: Tensor, embedding: Tensor, *, out: Tensor) -> None:
@@ -60,16 +67,20 @@ def embed(token_ids: Tensor, embedding: Tensor, *, out: Tensor) -> None:
 
 
 def _warps(block: int) -> int:
-    return max(1, min(8, block // _ELEMENTS_PER_WARP))
+    return max(1, min(16, block // _ELEMENTS_PER_WARP))
 
 
-@triton.jit
-def _rms_norm(x, weight, out, eps, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+@triton.jit(do_not_specialize=["rows"])
+def _rms_norm(x, weight, addend, out, eps, rows, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program r: row r."""
-    start = tl.program_id(0).to(tl.int64) * HIDDEN
+    row = tl.program_id(0).to(tl.int64)
+    start = row * HIDDEN
     column = tl.arange(0, BLOCK)
     mask = column < HIDDEN
     values = tl.load(x + start + column, mask=mask, other=0.0)
+    if SPLITS > 0:
+        values += ordered_sum(addend, rows, HIDDEN, row, column, mask, SPLITS)
+        tl.store(x + start + column, values, mask=mask)
     scale = tl.rsqrt(tl.sum(values * values, 0) / HIDDEN + eps)
     normed = values * scale * tl.load(weight + column, mask=mask, other=0.0).to(tl.float32)
     tl.store(out + start + column, rounded(normed, out.dtype.element_ty), mask=mask)

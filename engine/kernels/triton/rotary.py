@@ -9,7 +9,7 @@ from torch import Tensor
 
 from engine.kernels.backend import rotary_angles
 from engine.kernels.triton.arithmetic import rounded
-from engine.kernels.triton.linear import DTYPES, check
+from engine.kernels.triton.linear import DTYPES, check, ordered_sum
 from engine.kv_cache import BLOCK_SIZE
 
 
@@ -56,7 +56,8 @@ def rotate_and_cache(
     In float32 from the product to the one rounding at the end. Reads `qkv` once.
 
     Args:
-        qkv: float32 [rows, (num_heads + 2 * num_kv_heads) * head_dim], contiguous; biases are added already.
+        qkv: float32 [splits, rows, (num_heads + 2 * num_kv_heads) * head_dim], contiguous: the sum of its splits in
+            order; biases are in there already.
         positions: int64 [rows].
         slots: int64 [rows], block * BLOCK_SIZE + offset; a negative one writes nothing.
         q_norm: [head_dim], or none.
@@ -72,7 +73,8 @@ def rotate_and_cache(
     """
     rows, num_heads, head_dim = q.shape
     num_blocks, num_kv_heads, _, _ = keys.shape
-    check("qkv", qkv, (rows, (num_heads + 2 * num_kv_heads) * head_dim), (torch.float32,))
+    splits = len(qkv)
+    check("qkv", qkv, (splits, rows, (num_heads + 2 * num_kv_heads) * head_dim), (torch.float32,))
     check("positions", positions, (rows,), (torch.int64,))
     check("slots", slots, (rows,), (torch.int64,))
     check("keys", keys, (num_blocks, num_kv_heads, head_dim, BLOCK_SIZE), DTYPES)
@@ -83,7 +85,7 @@ def rotate_and_cache(
             check(name, norm, (head_dim,), DTYPES)
     if rows == 0:
         return
-    _rotate_and_cache[(rows, 3)](
+    _rotate_and_cache[(rows, num_heads + 2 * num_kv_heads)](
         qkv,
         positions,
         slots,
@@ -95,16 +97,16 @@ def rotate_and_cache(
         keys,
         values,
         eps,
+        rows,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=head_dim,
-        HEADS=triton.next_power_of_2(num_heads),
-        KV_HEADS=triton.next_power_of_2(num_kv_heads),
         BLOCK_HALF=triton.next_power_of_2(head_dim // 2),
         BLOCK_SIZE=BLOCK_SIZE,
+        SPLITS=splits,
         HAS_NORM=q_norm is not None,
         ROTATED=table is not None,
-        num_warps=4,
+        num_warps=1,
     )
 
 
@@ -123,21 +125,21 @@ def _rotated(  # type: ignore[no-untyped-def]
     HAS_NORM: tl.constexpr,
     ROTATED: tl.constexpr,
 ):
-    """Both halves of some heads, float32 [heads, half], normed and rotated."""
+    """Both halves of a head, float32 [half], normed and rotated."""
     half: tl.constexpr = HEAD_DIM // 2
     if HAS_NORM:
-        squares = tl.sum(first * first, 1) + tl.sum(second * second, 1)
-        scale = tl.rsqrt(squares / HEAD_DIM + eps)[:, None]
-        first = first * scale * tl.load(norm + pair, mask=in_half, other=0.0).to(tl.float32)[None, :]
-        second = second * scale * tl.load(norm + half + pair, mask=in_half, other=0.0).to(tl.float32)[None, :]
+        squares = tl.sum(first * first, 0) + tl.sum(second * second, 0)
+        scale = tl.rsqrt(squares / HEAD_DIM + eps)
+        first = first * scale * tl.load(norm + pair, mask=in_half, other=0.0).to(tl.float32)
+        second = second * scale * tl.load(norm + half + pair, mask=in_half, other=0.0).to(tl.float32)
     if ROTATED:
-        c = tl.load(cos + position * half + pair, mask=in_half, other=0.0)[None, :]
-        s = tl.load(sin + position * half + pair, mask=in_half, other=0.0)[None, :]
+        c = tl.load(cos + position * half + pair, mask=in_half, other=0.0)
+        s = tl.load(sin + position * half + pair, mask=in_half, other=0.0)
         first, second = first * c - second * s, second * c + first * s
     return first, second
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _rotate_and_cache(  # type: ignore[no-untyped-def]
     qkv,
     positions,
@@ -150,52 +152,48 @@ def _rotate_and_cache(  # type: ignore[no-untyped-def]
     keys,
     values,
     eps,
+    rows,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    SPLITS: tl.constexpr,
     HAS_NORM: tl.constexpr,
     ROTATED: tl.constexpr,
 ):
-    """Program (r, i): of row r the queries (0), the keys (1) or the values (2)."""
-    row, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    source = qkv + row * ((NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM)
+    """Program (r, i): of row r the i-th head; queries come first, then keys, then values."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
     half: tl.constexpr = HEAD_DIM // 2
     pair = tl.arange(0, BLOCK_HALF)
     in_half = pair < half
+    at = head * HEAD_DIM + pair
     position = tl.load(positions + row)
-    if part == 0:
-        head = tl.arange(0, HEADS)
-        mask = (head < NUM_HEADS)[:, None] & in_half[None, :]
-        at = head[:, None] * HEAD_DIM + pair[None, :]
-        first = tl.load(source + at, mask=mask, other=0.0)
-        second = tl.load(source + at + half, mask=mask, other=0.0)
+    if head < NUM_HEADS:
+        first = ordered_sum(qkv, rows, width, row, at, in_half, SPLITS)
+        second = ordered_sum(qkv, rows, width, row, at + half, in_half, SPLITS)
         first, second = _rotated(
             first, second, q_norm, cos, sin, position, eps, pair, in_half, HEAD_DIM, HAS_NORM, ROTATED
         )
         target = q + row * (NUM_HEADS * HEAD_DIM) + at
-        tl.store(target, rounded(first, q.dtype.element_ty), mask=mask)
-        tl.store(target + half, rounded(second, q.dtype.element_ty), mask=mask)
+        tl.store(target, rounded(first, q.dtype.element_ty), mask=in_half)
+        tl.store(target + half, rounded(second, q.dtype.element_ty), mask=in_half)
     else:
         slot = tl.load(slots + row)
         if slot >= 0:
-            head = tl.arange(0, KV_HEADS)
-            mask = (head < NUM_KV_HEADS)[:, None] & in_half[None, :]
-            at = (NUM_HEADS + (part - 1) * NUM_KV_HEADS + head)[:, None] * HEAD_DIM + pair[None, :]
-            first = tl.load(source + at, mask=mask, other=0.0)
-            second = tl.load(source + at + half, mask=mask, other=0.0)
-            block_head = (slot // BLOCK_SIZE * NUM_KV_HEADS + head)[:, None] * (HEAD_DIM * BLOCK_SIZE)
-            if part == 1:
+            first = ordered_sum(qkv, rows, width, row, at, in_half, SPLITS)
+            second = ordered_sum(qkv, rows, width, row, at + half, in_half, SPLITS)
+            kv_head = (head - NUM_HEADS) % NUM_KV_HEADS
+            block_head = (slot // BLOCK_SIZE * NUM_KV_HEADS + kv_head) * (HEAD_DIM * BLOCK_SIZE)
+            if head < NUM_HEADS + NUM_KV_HEADS:
                 first, second = _rotated(
                     first, second, k_norm, cos, sin, position, eps, pair, in_half, HEAD_DIM, HAS_NORM, ROTATED
                 )
-                target = keys + block_head + pair[None, :] * BLOCK_SIZE + slot % BLOCK_SIZE
-                tl.store(target, rounded(first, keys.dtype.element_ty), mask=mask)
-                tl.store(target + half * BLOCK_SIZE, rounded(second, keys.dtype.element_ty), mask=mask)
+                target = keys + block_head + pair * BLOCK_SIZE + slot % BLOCK_SIZE
+                tl.store(target, rounded(first, keys.dtype.element_ty), mask=in_half)
+                tl.store(target + half * BLOCK_SIZE, rounded(second, keys.dtype.element_ty), mask=in_half)
             else:
-                target = values + block_head + slot % BLOCK_SIZE * HEAD_DIM + pair[None, :]
-                tl.store(target, rounded(first, values.dtype.element_ty), mask=mask)
-                tl.store(target + half, rounded(second, values.dtype.element_ty), mask=mask)
+                target = values + block_head + slot % BLOCK_SIZE * HEAD_DIM + pair
+                tl.store(target, rounded(first, values.dtype.element_ty), mask=in_half)
+                tl.store(target + half, rounded(second, values.dtype.element_ty), mask=in_half)

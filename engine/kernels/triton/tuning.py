@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -48,6 +48,9 @@ class Tile:
         splits: Parts of the inputs, each with a chain of sums of its own.
         num_warps: Warps of a program.
         num_stages: Loads in flight, in tiles.
+        split_unit: A split has a multiple of so many inputs; None is `block_k`.
+        block_m: Rows of the tile where no more are computed; else `ROW_TILE`. Fewer are another matrix instruction on
+            some devices, so only the tuner may choose them, when it has seen the same bits.
     """
 
     block_n: int
@@ -55,9 +58,11 @@ class Tile:
     splits: int
     num_warps: int
     num_stages: int
+    split_unit: int | None = None
+    block_m: int = ROW_TILE
 
     def __post_init__(self) -> None:
-        for name in ("block_n", "block_k"):
+        for name in ("block_m", "block_n", "block_k"):
             value = getattr(self, name)
             if value < 16 or value & (value - 1):
                 raise ValueError(f"{name} must be a power of two of at least 16, got {value!r}")
@@ -66,20 +71,21 @@ class Tile:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
 
     def split_size(self, inputs: int) -> int:
-        """Inputs of a split: a multiple of `block_k`; the last split may have fewer."""
-        return -(-inputs // (self.splits * self.block_k)) * self.block_k
+        """Inputs of a split: a multiple of `split_unit`; the last split may have fewer."""
+        unit = self.split_unit or self.block_k
+        return -(-inputs // (self.splits * unit)) * unit
 
     def split_count(self, inputs: int) -> int:
         """Splits that are not empty."""
         return max(1, -(-inputs // self.split_size(inputs)))
 
-    def launch_options(self, inputs: int) -> dict[str, int | bool]:
-        """What every kernel that multiplies by a weight with so many inputs is compiled with."""
+    def launch_options(self, inputs: int, rows: int) -> dict[str, int | bool]:
+        """What every kernel that multiplies so many rows by a weight with so many inputs is compiled with."""
         return {
-            "BLOCK_M": ROW_TILE,
+            "BLOCK_M": self.block_m if rows <= self.block_m else ROW_TILE,
             "BLOCK_N": self.block_n,
             "BLOCK_K": self.block_k,
-            "EVEN_K": inputs % self.block_k == 0,
+            "EVEN_K": inputs % self.block_k == 0 and self.split_size(inputs) % self.block_k == 0,
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
         }
@@ -106,9 +112,9 @@ def type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def tile_key(layout: Layout, out: int, inputs: int, dtype: torch.dtype) -> str:
-    """Name of a weight's shape in a table."""
-    return f"{layout} {out}x{inputs} {type_name(dtype)}"
+def tile_key(layout: Layout, out: int, inputs: int, dtype: torch.dtype, *, skipping: bool = False) -> str:
+    """Name of a weight's shape in a table; `skipping` where the kernel reads weights of active neurons only."""
+    return f"{'skipping ' if skipping else ''}{layout} {out}x{inputs} {type_name(dtype)}"
 
 
 def costs_key(hidden: int, intermediate: int, dtype: torch.dtype) -> str:
@@ -129,15 +135,48 @@ def default_tile(layout: Layout, out: int, inputs: int, dtype: torch.dtype) -> T
     return Tile(block_n, 64 if wide else 32, splits, num_warps=4, num_stages=3 if block_n == 128 else 4)
 
 
-def tile_for(layout: Layout, out: int, inputs: int, dtype: torch.dtype, device: torch.device) -> Tile:
-    """The device's tile for a weight: from its table, else the default."""
-    return _tile(layout, out, inputs, dtype, device_name(device))
+def default_skipping_tile(layout: Layout, dtype: torch.dtype) -> Tile:
+    """Tile of a kernel that reads weights of active neurons only; its splits are the whole weight's.
+
+    Few neurons are active, so a tile has few of them, lest a few programs have all the work.
+    """
+    wide = dtype is not torch.float32
+    if layout is Layout.OUT_IN:
+        return Tile(16, 64 if wide else 32, 1, num_warps=4, num_stages=5)
+    return Tile(128 if wide else 64, 64 if wide else 32, 1, num_warps=4, num_stages=3 if wide else 4)
+
+
+def tile_for(
+    layout: Layout, out: int, inputs: int, dtype: torch.dtype, device: torch.device, *, skipping: bool = False
+) -> Tile:
+    """The device's tile for a weight: from its table, else the default.
+
+    Args:
+        layout: Of the weight.
+        out: Outputs.
+        inputs: Inputs.
+        dtype: Of the weight.
+        device: Where it lies.
+        skipping: For a kernel that reads weights of active neurons only. It adds up the same splits in the same order,
+            and may have another tile for that: however many inputs are loaded at once, a split's chain of additions
+            goes through them in the steps of one matrix instruction.
+    """
+    return _tile(layout, out, inputs, dtype, device_name(device), skipping)
 
 
 @cache
-def _tile(layout: Layout, out: int, inputs: int, dtype: torch.dtype, name: str) -> Tile:
-    known = load_table(name).tiles.get(tile_key(layout, out, inputs, dtype))
-    return default_tile(layout, out, inputs, dtype) if known is None else known
+def _tile(layout: Layout, out: int, inputs: int, dtype: torch.dtype, name: str, skipping: bool) -> Tile:
+    tiles = load_table(name).tiles
+    whole = tiles.get(tile_key(layout, out, inputs, dtype)) or default_tile(layout, out, inputs, dtype)
+    if not skipping:
+        return whole
+    own = tiles.get(tile_key(layout, out, inputs, dtype, skipping=True)) or default_skipping_tile(layout, dtype)
+    return of_same_splits(own, whole)
+
+
+def of_same_splits(tile: Tile, whole: Tile) -> Tile:
+    """A tile with the splits of another."""
+    return replace(tile, splits=whole.splits, split_unit=whole.split_unit or whole.block_k)
 
 
 @cache

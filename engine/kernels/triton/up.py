@@ -147,7 +147,7 @@ def launch_gathered(x: Tensor, weight: Tensor, tile: Tile, active: ActiveNeurons
     Args:
         x: [rows, hidden] of the weight's type.
         weight: [intermediate, hidden].
-        tile: Of the weight.
+        tile: The weight's skipping one.
         active: Neurons to compute.
         out: float32, [1, rows, intermediate] if `whole`, else [splits, rows, intermediate].
         whole: All splits in one program.
@@ -171,7 +171,7 @@ def launch_gathered(x: Tensor, weight: Tensor, tile: Tile, active: ActiveNeurons
         WHOLE=whole,
         NEURONS=NEURONS,
         COUNTS=COUNTS,
-        **tile.launch_options(size),
+        **tile.launch_options(size, rows),
     )
 
 

@@ -35,6 +35,22 @@ def test_a_row_is_normed_alike_in_any_batch(dtype: torch.dtype) -> None:
     assert torch.equal(alone[0], together[7])
 
 
+@every_dtype
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_what_a_block_leaves_is_added_first(splits: int, rows: int, dtype: torch.dtype) -> None:
+    x, weight = normal(rows, 100, seed=1).to(DEVICE), normal(100, seed=2, dtype=dtype).to(DEVICE)
+    addend = 1e4 * normal(splits, rows, 100, seed=3).to(DEVICE)
+    total = x + sum(addend[1:], addend[0])
+    found, expected = torch.empty_like(x, dtype=dtype), torch.empty_like(x, dtype=dtype)
+    rms_norm(total, weight, EPS, out=expected)
+
+    rms_norm(x, weight, EPS, out=found, addend=addend)
+
+    assert torch.equal(x, total)
+    assert torch.equal(found, expected)
+
+
 def test_a_row_of_zeros_stays_one() -> None:
     out = torch.full((1, 16), 7.0, device=DEVICE)
 

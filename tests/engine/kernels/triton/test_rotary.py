@@ -22,7 +22,8 @@ def run(
     qkv: Tensor, positions: Tensor, slots: Tensor, norms: Tensor | None, dtype: torch.dtype, *, rotated: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values of the kernel, on the CPU."""
-    rows, head_dim = len(qkv), qkv.shape[1] // (HEADS + 2 * KV_HEADS)
+    qkv = qkv if qkv.ndim == 3 else qkv[None]
+    rows, head_dim = qkv.shape[1], qkv.shape[2] // (HEADS + 2 * KV_HEADS)
     q = torch.empty(rows, HEADS, head_dim, dtype=dtype, device=DEVICE)
     keys = torch.full((BLOCKS, KV_HEADS, head_dim, BLOCK_SIZE), FREE, dtype=dtype, device=DEVICE)
     values = torch.full((BLOCKS, KV_HEADS, BLOCK_SIZE, head_dim), FREE, dtype=dtype, device=DEVICE)
@@ -96,6 +97,16 @@ def test_a_row_has_the_same_bits_in_any_batch() -> None:
 
     assert torch.equal(alone[0][0], together[0][6])
     assert torch.equal(alone[1][1, :, :, 10], together[1][1, :, :, 10])
+
+
+def test_splits_are_added_in_order() -> None:
+    splits = 1e4 * normal(3, 4, (HEADS + 2 * KV_HEADS) * 16, seed=1)
+    positions, slots, norms = torch.arange(4) * 5, torch.arange(4) + 20, normal(2, 16, seed=2)
+
+    found = run(splits, positions, slots, norms, torch.float32)
+
+    expected = run((splits[0] + splits[1]) + splits[2], positions, slots, norms, torch.float32)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
 def test_angles_are_those_of_the_reference() -> None:
