@@ -209,7 +209,7 @@ def _write_own_text(config: "TuneConfig", count: int, threads: int | None, progr
     from training.self_generation import fast_config, write_texts
 
     path = config.output / SELF_GENERATED_FILE
-    with LLM(config=fast_config(config.model, threads), progress=progress) as llm:
+    with LLM(config=fast_config(config.model, threads, config.device), progress=progress) as llm:
         chats = llm.tokenizer.has_chat_template
         write_texts(llm, path, count, config.seed, chats=chats, report=progress)
     return path

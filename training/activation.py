@@ -7,6 +7,7 @@ needs no bits that a request could ask for again, and each sequence of a batch h
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,33 @@ def _act(gate: Tensor, silu_rows: Tensor | None) -> Tensor:
     return torch.where((gate >= 0) & ~silu_rows, gate, functional.silu(gate))
 
 
+@dataclass(frozen=True, slots=True)
+class _Sequences:
+    """Which sequences of a batch run with which activation; tensors lie where the model does.
+
+    Attributes:
+        silu: bool [batch, 1, 1], sequences that keep all values; None if all do.
+        relu: int64, numbers of the sequences that keep no negative value.
+        drawn: int64, numbers of the sequences that draw.
+        p: [drawn, 1, 1], of these.
+    """
+
+    silu: Tensor | None
+    relu: Tensor
+    drawn: Tensor
+    p: Tensor
+
+    @classmethod
+    def of(cls, p: Tensor, device: torch.device) -> "_Sequences":
+        silu, draws = p >= 1, (p > 0) & (p < 1)
+        return cls(
+            silu=None if bool(silu.all()) else silu.view(-1, 1, 1).to(device),
+            relu=(p == 0).nonzero().flatten().to(device),
+            drawn=draws.nonzero().flatten().to(device),
+            p=p[draws].view(-1, 1, 1).to(device),
+        )
+
+
 class ActivationControl:
     """What the activations of one model do in the next forward pass.
 
@@ -66,10 +94,10 @@ class ActivationControl:
     def __init__(self, num_layers: int, positive_branch: PositiveBranch, device: torch.device) -> None:
         self.positive_branch = positive_branch
         self.zeros = torch.zeros(num_layers, dtype=torch.float64, device=device)
-        self.elements = torch.zeros(num_layers, dtype=torch.float64, device=device)
-        self._p: Tensor | None = None
+        self.elements = torch.zeros(num_layers, dtype=torch.float64)
+        self._sequences: _Sequences | None = None
         self._seed = 0
-        self._l1 = 0.0
+        self._l1: Tensor | None = None
 
     def reset_counts(self) -> None:
         """Forget all counts."""
@@ -85,48 +113,46 @@ class ActivationControl:
             seed: Of the draws; the same seed gives the same draws, so that recomputed layers repeat theirs.
             l1: Weight of mean(|act(gate)|) over tokens and neurons, summed over layers, in RELU sequences.
         """
-        self._p, self._seed, self._l1 = p, seed, l1
+        device = self.zeros.device
+        self._seed = seed
+        self._sequences = None if p is None else _Sequences.of(p, device)
+        self._l1 = ((p == 0).float() * l1).view(-1, 1, 1).to(device) if l1 and p is not None else None
         try:
             yield
         finally:
-            self._p = None
+            self._sequences = self._l1 = None
 
     def apply(self, gate: Tensor, layer: int) -> Tensor:
         """act(gate) for gate [batch, tokens, intermediate]."""
-        p = self._p
-        if p is None:
+        sequences = self._sequences
+        if sequences is None:
             return functional.silu(gate)
         negative = gate < 0
-        self._count(negative, p, layer)
+        self._count(negative, sequences, layer)
         l1 = None
-        if self._l1 and gate.requires_grad:
-            weights = (p == 0).float() * (self._l1 / gate.numel())
-            l1 = weights.view(-1, 1, 1).to(gate.device, gate.dtype)
+        if self._l1 is not None and gate.requires_grad:
+            l1 = (self._l1 / gate.numel()).to(gate.dtype)
         silu_rows = None
         if self.positive_branch is PositiveBranch.IDENTITY:
-            silu_rows = (p >= 1).view(-1, 1, 1).to(gate.device)
-        return _Activate.apply(gate, self._keep(negative, p, layer), silu_rows, l1).to(gate.dtype)  # type: ignore[no-any-return, no-untyped-call]
+            silu_rows = sequences.silu if sequences.silu is not None else negative.new_ones(1, 1, 1)
+        return _Activate.apply(gate, self._keep(negative, sequences, layer), silu_rows, l1).to(gate.dtype)  # type: ignore[no-any-return, no-untyped-call]
 
-    def _keep(self, negative: Tensor, p: Tensor, layer: int) -> Tensor | None:
-        if bool((p >= 1).all()):
+    def _keep(self, negative: Tensor, sequences: _Sequences, layer: int) -> Tensor | None:
+        if sequences.silu is None:
             return None
         keep = ~negative
-        generator = torch.Generator(negative.device).manual_seed((self._seed * 8191 + layer) % 2**63)
-        for index, probability in enumerate(p.tolist()):
-            if probability >= 1:
-                keep[index] = True
-            elif probability > 0:
-                draws = torch.rand(keep.shape[1:], generator=generator, device=keep.device)
-                keep[index] |= draws < probability
+        keep |= sequences.silu
+        if len(sequences.drawn):
+            generator = torch.Generator(keep.device).manual_seed((self._seed * 8191 + layer) % 2**63)
+            draws = torch.rand((len(sequences.drawn), *keep.shape[1:]), generator=generator, device=keep.device)
+            keep[sequences.drawn] |= draws < sequences.p
         return keep
 
     @torch.no_grad()
-    def _count(self, negative: Tensor, p: Tensor, layer: int) -> None:
-        relu = (p == 0).nonzero().flatten().to(negative.device)
-        if len(relu):
-            chosen = negative[relu]
-            self.zeros[layer] += chosen.sum()
-            self.elements[layer] += chosen.numel()
+    def _count(self, negative: Tensor, sequences: _Sequences, layer: int) -> None:
+        if len(sequences.relu):
+            self.zeros[layer] += negative[sequences.relu].sum()
+            self.elements[layer] += len(sequences.relu) * negative[0].numel()
 
 
 class ControlledActivation(nn.Module):

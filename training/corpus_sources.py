@@ -20,6 +20,13 @@ ANARCHISM_NAVIGATION = (".book-navigation",)
 ANARCHISM_LEFT_OUT = frozenset(
     {"alinks", "arlinks", "biblio", "book", "contact", "index", "links", "new", "pdf", "supplementary", "translations"}
 )
+REFERENCE_NAVIGATION = (".navheader", ".navfooter", ".toc")
+SPHINX_NAVIGATION = (".related", ".sphinxsidebar", ".footer", ".headerlink", ".toctree-wrapper")
+DEVELOPERS_LEFT_OUT = frozenset({"developers-reference", "index", "search"})  # title page, contents
+APACHE_NAVIGATION = ("#page-header", "#path", "#quickview", "#footer", ".toplang", ".bottomlang", ".permalink", ".top")
+SQLITE_NAVIGATION = (".nosearch", "#mtimelink", ".imgcontainer")
+# Lists of pages, requirements and releases, and a page that repeats another.
+SQLITE_LEFT_OUT = ("doc_", "requirements", "keyword_index", "changes", "oldnews", "chronology", "news", "fileformat.")
 DEBIAN_DOCUMENTS = (
     "bug-log-access.txt",
     "bug-log-mailserver.txt.gz",
@@ -78,6 +85,34 @@ def read_jargon_file(folder: Path) -> Iterator[Document]:
     yield from _document("jargon.txt", text.replace("{", "").replace("}", ""))  # braces mark cross references
 
 
+def read_debian_reference(folder: Path) -> Iterator[Document]:
+    """The Debian Reference, one document for each chapter (`debian-reference-ch04.en.html`)."""
+    for path in sorted(folder.glob("ch*.html")):
+        yield from _document(f"debian-reference-{path.name}", html_to_text(read_text(path), REFERENCE_NAVIGATION))
+
+
+def read_developers_reference(folder: Path) -> Iterator[Document]:
+    """The Debian Developer's Reference, one document for each chapter (`developers-reference-pkgs.html`)."""
+    for path in sorted(folder.glob("*.html")):
+        if path.stem not in DEVELOPERS_LEFT_OUT:
+            yield from _document(f"developers-reference-{path.name}", html_to_text(read_text(path), SPHINX_NAVIGATION))
+
+
+def read_apache_manual(folder: Path) -> Iterator[Document]:
+    """Apache HTTP Server's manual in English, one document for each page (`apache-mod-core.html`)."""
+    for path in sorted(folder.rglob("*.html")):
+        name = "-".join(("apache", *path.relative_to(folder).parts))
+        yield from _document(name, html_to_text(read_text(path), APACHE_NAVIGATION))
+
+
+def read_sqlite_manual(folder: Path) -> Iterator[Document]:
+    """SQLite's documentation, one document for each page (`sqlite-lang_select.html`)."""
+    for path in sorted(folder.glob("*.html")):
+        if not path.name.startswith(SQLITE_LEFT_OUT):
+            text = html_to_text(read_text(path), SQLITE_NAVIGATION).partition("\n\nThis page last modified")[0]
+            yield from _document(f"sqlite-{path.name}", text)
+
+
 def read_anarchist_faq(folder: Path) -> Iterator[Document]:
     """An Anarchist FAQ, one document for each page (`secH3.html`)."""
     for path in sorted(folder.glob("*.html")):
@@ -120,6 +155,43 @@ SOURCES = (
         "none claimed; edited by Eric S. Raymond",
         "usr/share/doc/jargon-text",
         read_jargon_file,
+    ),
+    PackageText(
+        "debian-reference-en",
+        "Debian Reference",
+        "technical",
+        "GPL-2.0-or-later",
+        "2007-2013 Osamu Aoki",
+        "usr/share/debian-reference",
+        read_debian_reference,
+    ),
+    PackageText(
+        "developers-reference",
+        "Debian Developer's Reference",
+        "technical",
+        "GPL-2.0-or-later",
+        "1997-1998 Christian Schwarz, 1998-2003 Adam Di Carlo, 2002-2009 Raphaël Hertzog, 2004-2007 Andreas Barth, "
+        "2008-2015 Lucas Nussbaum, 2015-2020 Hideki Yamane, 2019-2023 Holger Levsen",
+        "usr/share/developers-reference",
+        read_developers_reference,
+    ),
+    PackageText(
+        "apache2-doc",
+        "Manual of the Apache HTTP Server",
+        "technical",
+        "Apache-2.0",
+        "2022 The Apache Software Foundation",
+        "usr/share/doc/apache2-doc/manual/en",
+        read_apache_manual,
+    ),
+    PackageText(
+        "sqlite3-doc",
+        "Documentation of SQLite",
+        "technical",
+        "public domain",
+        "none claimed; D. Richard Hipp",
+        "usr/share/doc/sqlite3",
+        read_sqlite_manual,
     ),
     PackageText(
         "r-cran-janeaustenr",

@@ -9,7 +9,7 @@ answers it (Magpie, arXiv 2406.08464). A model without a template writes documen
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -87,13 +87,15 @@ class ChatFrame:
         )
 
 
-def fast_config(model: str | None = None, threads: int | None = None) -> "EngineConfig":
+def fast_config(model: str | None = None, threads: int | None = None, device: str = "cpu") -> "EngineConfig":
     """Settings for an engine that writes a lot of text at once: the untouched model, in large batches."""
     from engine import EngineConfig
+    from engine.config import Device
 
     return EngineConfig(
         model=model,
         adapter="none",
+        device=Device(device),
         threads=threads,
         max_num_seqs=MAX_BATCH,
         max_num_batched_tokens=512,
@@ -302,12 +304,13 @@ def main(
     model: Annotated[str | None, typer.Option(help="Model; the default model if left out.")] = None,
     documents: Annotated[bool, typer.Option("--documents", help="Write documents instead of chats.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Texts that are written at once.")] = MAX_BATCH,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What computes.")] = "cpu",
 ) -> None:
     """Let a model write its own training text."""
     from engine import LLM, EngineError
 
     try:
-        with LLM(config=fast_config(model), progress=typer.echo) as llm:
+        with LLM(config=fast_config(model, device=device), progress=typer.echo) as llm:
             settings = GenerationSettings(batch_size=batch_size)
             write_texts(llm, output, count, seed, settings, chats=not documents, report=typer.echo)
     except (TrainingError, EngineError) as error:

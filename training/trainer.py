@@ -107,7 +107,7 @@ class Trainer:
             perplexity[name] = {
                 activation: math.exp(self._next_token_loss(windows, p)) for activation, p in MEASURED.items()
             }
-        zeros = (self.control.zeros / self.control.elements).tolist()
+        zeros = (self.control.zeros.cpu() / self.control.elements).tolist()
         return Measurement(self.step, perplexity, zeros)
 
     def _next_token_loss(self, windows: Tensor, p: float) -> float:

@@ -89,6 +89,12 @@ def corpus_files(scratch: Path) -> dict[str, dict[str, bytes]]:
             '<div class="book-navigation"><div class="page-links"><a>up</a></div></div></body>'
         ).encode()
 
+    def manual(name: str, before: str, after: str) -> bytes:
+        return f"<body>{before}<h1>{name}</h1><p>{prose(name)}</p>{after}</body>".encode()
+
+    sphinx = '<div class="related">Navigation</div>', '<div class="footer">Created using Sphinx</div>'
+    apache = '<div id="page-header">Modules</div>', '<div class="bottomlang">en | fr</div><div id="footer">Apache</div>'
+    sqlite = "<div class=nosearch>Small. Fast.</div>", '<p align="center">This page last modified on</p>'
     handbook = "usr/share/doc/debian-handbook/html/en-US/"
     pages = ("apt", "network-services", "sect.apt-get", "sect.ipv6", "security", "index")
     debian = "usr/share/doc/debian/"
@@ -125,6 +131,21 @@ def corpus_files(scratch: Path) -> dict[str, dict[str, bytes]]:
             f"{debian}debian-manifesto.gz": gzip.compress(prose("manifesto").encode()),
         },
         "jargon-text": {"usr/share/doc/jargon-text/jargon.txt.gz": gzip.compress(jargon.encode())},
+        "debian-reference-en": {
+            "usr/share/debian-reference/ch01.en.html": manual("tutorial", '<div class="navheader">Chapter 1</div>', ""),
+            "usr/share/debian-reference/index.en.html": manual("contents", "", ""),
+        },
+        "developers-reference": {
+            f"usr/share/developers-reference/{name}.html": manual(name, *sphinx) for name in ("pkgs", "index")
+        },
+        "apache2-doc": {
+            "usr/share/doc/apache2-doc/manual/en/logs.html": manual("logs", *apache),
+            "usr/share/doc/apache2-doc/manual/en/mod/core.html": manual("core", *apache),
+            "usr/share/doc/apache2-doc/manual/fr/logs.html": manual("journaux", *apache),
+        },
+        "sqlite3-doc": {
+            f"usr/share/doc/sqlite3/{name}.html": manual(name, *sqlite) for name in ("lang", "doc_pagelink", "news")
+        },
         "r-cran-janeaustenr": {austen + name: data for name, data in r_data(scratch, novels).items()},
         "anarchism": {
             f"{essays}secH3.html": essay("secH3"),

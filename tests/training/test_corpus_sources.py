@@ -53,6 +53,21 @@ def test_jargon_file_has_no_table_of_contents_and_no_braces(root: Path) -> None:
     assert documents(root, "jargon-text") == {"jargon.txt": f":hack: n.\n\n{prose('hack')}"}
 
 
+def test_manuals_have_headings_and_no_navigation_and_names_that_differ(root: Path) -> None:
+    packages = ("debian-reference-en", "developers-reference", "apache2-doc", "sqlite3-doc")
+    manuals = {name: text for package in packages for name, text in documents(root, package).items()}
+    assert manuals == {
+        f"{file}.html": f"{heading}\n\n{prose(heading)}"
+        for file, heading in {
+            "debian-reference-ch01.en": "tutorial",
+            "developers-reference-pkgs": "pkgs",
+            "apache-logs": "logs",
+            "apache-mod-core": "core",
+            "sqlite-lang": "lang",
+        }.items()
+    }
+
+
 def test_novels_have_paragraphs_without_marks(root: Path) -> None:
     novels = documents(root, "r-cran-janeaustenr")
     assert sorted(novels) == ["emma", "persuasion"]
