@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 
 from training.conversations import Conversation, append_batch, read_conversations
-from training.corpus_sources import SOURCES, PackageText
+from training.corpus_sources import EXTENDED_SOURCES, SOURCES, PackageText
 from training.debian_packages import fetch_package, package_version, unpack_package
 from training.documents import Document
 from training.errors import CorpusError, TrainingError
@@ -130,6 +130,7 @@ def read_packages(
     folder: Path,
     quiz: Path,
     *,
+    sources: Sequence[PackageText] = SOURCES,
     mirror: str | None = None,
     suite: str = "stable",
     report: Callable[[str], None] = lambda line: None,
@@ -139,6 +140,7 @@ def read_packages(
     Args:
         folder: Keeps the packages' files.
         quiz: Folder that the question data for the evaluation go to.
+        sources: What to fetch.
         mirror: See `fetch_package`.
         suite: See `fetch_package`.
         report: Called with a line of text about each package.
@@ -152,7 +154,7 @@ def read_packages(
     """
     documents: dict[str, list[Document]] = {}
     provenance = []
-    for source in SOURCES:
+    for source in sources:
         deb = fetch_package(source.package, folder, mirror=mirror, suite=suite)
         with tempfile.TemporaryDirectory() as temporary:
             unpack_package(deb, Path(temporary), source.subtree)
@@ -210,11 +212,19 @@ def main(
     chats: Annotated[Path | None, typer.Option(help="Conversations, written by training.self_generation.")] = None,
     mirror: Annotated[str | None, typer.Option(help="Address of a Debian mirror, where there is no apt-get.")] = None,
     suite: Annotated[str, typer.Option(help="Suite of the mirror.")] = "stable",
+    extended: Annotated[
+        bool, typer.Option("--extended", help="With four more manuals than the shipped adapter was trained on.")
+    ] = False,
 ) -> None:
     """Build the corpus of the shipped adapter, and check that no held-out text is in the training text."""
     try:
         documents, provenance = read_packages(
-            packages or output / "packages", output / "quiz", mirror=mirror, suite=suite, report=typer.echo
+            packages or output / "packages",
+            output / "quiz",
+            sources=EXTENDED_SOURCES if extended else SOURCES,
+            mirror=mirror,
+            suite=suite,
+            report=typer.echo,
         )
         held_out: dict[str, Sequence[str]] = dict(HELD_OUT)
         conversations = list(read_conversations(chats)) if chats is not None else []

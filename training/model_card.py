@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from training.log import STEPS_FILE, StepRecord, read_steps
+from training.tune import RUN_FILE
 
 CARD_FILE = "README.md"
 TEMPLATE = """---
@@ -41,7 +42,7 @@ Zeros in RELU mode: {zeros_mean} on average, from {zeros_low} to {zeros_high} by
 
 ## Training
 
-{steps:,} steps, {tokens} million tokens, {hours:.1f} hours on {machine}. The loss is the Kullback-Leibler divergence
+{steps:,} steps, {tokens} million tokens, {duration} on {machine}. The loss is the Kullback-Leibler divergence
 from the untouched model; each sequence runs in RELU, in SILU or with a p of its own, and a light L1 pressure on
 act(gate) makes more gate values negative. `recipe.sh` in this folder has every setting; `make model` runs it. A rerun
 on other hardware gives other bits: the conversations are sampled, and sums are ordered by the number of threads.
@@ -68,20 +69,19 @@ were removed ({removed} of them), and the build fails if any remain.
 """
 
 
-def write_card(build: Path, output: Path, sequence_length: int = 256) -> Path:
+def write_card(build: Path, output: Path) -> Path:
     """Write the card.
 
     Args:
         build: The recipe's folder: `corpus/corpus.json`, `run/`, `untouched.json`, `perplexity.json`, `sparsity.json`.
         output: The adapter's folder; its name is the adapter's.
-        sequence_length: Tokens of a training sequence.
 
     Returns:
         The card's file.
     """
     corpus = _read(build / "corpus" / "corpus.json")
     tuned, untouched, sparsity = (_read(build / f"{name}.json") for name in ("perplexity", "untouched", "sparsity"))
-    steps = read_steps(build / "run" / STEPS_FILE)
+    steps, run = read_steps(build / "run" / STEPS_FILE), _read(build / "run" / RUN_FILE)
     zeros = _mean_by_layer([result["zeros"] for result in sparsity["results"]])
     card = TEMPLATE.format(
         name=output.resolve().name,
@@ -91,8 +91,8 @@ def write_card(build: Path, output: Path, sequence_length: int = 256) -> Path:
         zeros_high=f"{max(zeros):.0%}",
         steps=len(steps),
         tokens=f"{steps[-1].tokens / 1e6:.1f}",
-        hours=_hours(steps),
-        machine=_machine(tuned["machine"]),
+        duration=_duration(steps),
+        machine=_machine(tuned["machine"]) if run["device"] == "cpu" else f"one {run['device']}",
         sources="\n".join(
             f"| {source['title']} (Debian package {source['package']} {source['version']}) | {source['kind']} | "
             f"{source['licence']} |"
@@ -100,7 +100,7 @@ def write_card(build: Path, output: Path, sequence_length: int = 256) -> Path:
         ),
         amounts=_amounts(corpus["kinds"]),
         removed=sum(kind["removed"] for kind in corpus["kinds"].values()),
-        sequence_length=sequence_length,
+        sequence_length=run["settings"]["sequence_length"],
     )
     path = output / CARD_FILE
     path.write_text(card, encoding="utf-8")
@@ -138,12 +138,13 @@ def _mean_by_layer(rows: Sequence[Sequence[float]]) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
-def _hours(steps: Sequence[StepRecord]) -> float:
-    return sum(record.seconds for record in steps) / 3600
+def _duration(steps: Sequence[StepRecord]) -> str:
+    seconds = sum(record.seconds for record in steps)
+    return f"{seconds / 3600:.1f} hours" if seconds >= 3600 else f"{seconds / 60:.0f} minutes"
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    return f"{machine['cores']} cores of a {machine['cpu']}"
+    return f"{machine['cores']} cores of {machine['cpu']}"
 
 
 def _read(path: Path) -> Any:

@@ -1,5 +1,6 @@
 """Loads a checkpoint into transformers' modules and decides which of its weights are trained."""
 
+import copy
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,8 +72,8 @@ def _load_as(config: TuneConfig, location: ModelLocation, source: str, options: 
     else:
         model = _load(source, options, dtype)
     teacher = None
-    if config.distillation > 0:
-        teacher = _load(source, options, dtype).requires_grad_(False).eval().to(config.device)
+    if config.distillation > 0:  # never from scratch
+        teacher = copy.deepcopy(model).requires_grad_(False).eval().to(config.device)
     model = _choose_trained(model, config)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()

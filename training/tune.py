@@ -1,10 +1,16 @@
 """A run from its text to its result: what `siluette tune` does."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from engine.device import device_name
+from training.config import TuneConfig
 from training.errors import TextError
 from training.export import export
 from training.log import Measurement
@@ -12,6 +18,7 @@ from training.text import TextMixture, TextSource, TokenizedText, TransformersTo
 from training.trainer import Text, Trainer
 
 HELD_OUT_FOLDER = "held_out"
+RUN_FILE = "run.json"
 
 
 def text_reader(sources: Sequence[TextSource], held_out: Mapping[str, Path], seed: int) -> Callable[[Any], Text]:
@@ -59,7 +66,7 @@ def names_of(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def finish(trainer: Trainer) -> Path:
-    """Write a finished run's result and plot into its folder.
+    """Write a finished run's result, plot and settings into its folder.
 
     Returns:
         The weights' file.
@@ -67,4 +74,11 @@ def finish(trainer: Trainer) -> Path:
     quality: Measurement | None = trainer.log.measurements[-1] if trainer.log.measurements else None
     path = export(trainer.loaded, trainer.config, quality, trainer.config.output)
     trainer.log.plot()
+    _write_settings(trainer.config)
     return path
+
+
+def _write_settings(config: TuneConfig) -> None:
+    settings = {name: value for name, value in asdict(config).items() if name != "output"} | {"p": repr(config.p)}
+    run = {"device": device_name(torch.device(config.device)), "torch": torch.__version__, "settings": settings}
+    (config.output / RUN_FILE).write_text(json.dumps(run, indent=2, default=str) + "\n")

@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 from tests.training.packages import corpus_files, prose, write_deb
 from training.conversations import Conversation, append_batch, read_conversations
 from training.corpus import CHAT, HELD_OUT, build_corpus, check_overlap, main, split_chats, write_corpus
+from training.corpus_sources import SOURCES
 from training.documents import Document, read_documents
 from training.errors import CorpusError, TextError
 from training.overlap import overlap
@@ -142,8 +143,15 @@ class TestCommand:
         assert summary["kinds"]["essay"]["overlap_before"] > 0
         assert summary["kinds"]["essay"]["overlap"] == 0
         assert summary["kinds"]["essay"]["removed"] == 1
-        assert {source["package"] for source in summary["sources"]} == set(corpus_files(tmp_path)) - {"bsdgames"}
+        assert [source["package"] for source in summary["sources"]] == [source.package for source in SOURCES]
         assert all(source["licence"] and source["version"] == "1.0" for source in summary["sources"])
+
+    def test_the_extended_corpus_has_more_technical_text(self, tmp_path: Path, packages: Path) -> None:
+        assert self.run("--output", tmp_path / "corpus", "--packages", packages, "--extended").exit_code == 0
+        names = {path.name for path in (tmp_path / "corpus" / "technical" / "train").iterdir()}
+        assert {"apache-mod-core.txt", "constitution.txt"} <= names
+        summary = json.loads((tmp_path / "corpus" / "corpus.json").read_text())
+        assert {source["package"] for source in summary["sources"]} == set(corpus_files(tmp_path)) - {"bsdgames"}
 
     def test_a_damaged_package_is_an_error_in_words(self, tmp_path: Path, packages: Path) -> None:
         (packages / "anarchism_1.0_all.deb").write_bytes(b"damaged")

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from training.export import ADAPTER_WEIGHTS
 from training.log import MEASUREMENTS_FILE, PLOT_FILE, STEPS_FILE
 from training.text import TextSource
 from training.trainer import Text
-from training.tune import finish, names_of, text_reader
+from training.tune import RUN_FILE, finish, names_of, text_reader
 
 
 @pytest.fixture(scope="module")
@@ -78,4 +79,8 @@ def test_finish_writes_the_result_beside_log_and_picture(tmp_path: Path) -> None
         pass
     assert finish(run) == tmp_path / "out" / ADAPTER_WEIGHTS
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"adapter_config.json", ADAPTER_WEIGHTS, STEPS_FILE, MEASUREMENTS_FILE, PLOT_FILE, "state"}
+    written = {"adapter_config.json", ADAPTER_WEIGHTS, STEPS_FILE, MEASUREMENTS_FILE, PLOT_FILE, RUN_FILE, "state"}
+    assert names == written
+    described = json.loads((tmp_path / "out" / RUN_FILE).read_text())
+    assert described["device"] == "cpu"
+    assert described["settings"]["steps"] == 1

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.activation import ALWAYS_SILU, MODE_CODE, ActivationMode, ActivationRows, PositiveBranch
 from engine.kernels.triton.linear import check, ordered_sum
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 from engine.kernels.triton.philox import random_words
 from engine.kernels.triton.tuning import ROW_TILE
 from engine.kernels.triton.workspace import Part
@@ -83,6 +84,7 @@ def _activate_kernel(  # type: ignore[no-untyped-def]
 
     Reads SPLITS float32 for each element and writes one; draws only where a row of the tile is stochastic.
     """
+    await_inputs()
     tile, block = tl.program_id(0), tl.program_id(1)
     row = (tile * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     neuron = block * BLOCK + tl.arange(0, BLOCK)
@@ -179,4 +181,5 @@ def activate(
         IDENTITY=rows.positive_branch is PositiveBranch.IDENTITY,
         LIST=active is not None,
         num_warps=4 if count <= ROW_TILE // 4 else 8,
+        **OVERLAPPED,
     )

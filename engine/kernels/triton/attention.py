@@ -40,6 +40,7 @@ from torch import Tensor
 
 from engine.kernels.triton.arithmetic import multiply_add, rounded
 from engine.kernels.triton.linear import DTYPES, check
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 from engine.kv_cache import BLOCK_SIZE
 
 QUERY_TILE = 32  # rows of a tile of queries: heads of one group, of one or more tokens
@@ -209,6 +210,7 @@ def paged_attention(
         QUERY_TILE=max(QUERY_TILE, triton.next_power_of_2(group)),
         KEY_TILE=KEY_TILE,
         **shared,
+        **OVERLAPPED,
     )
     if tiles.programs > 1:
         _merge_splits[(rows, num_heads)](
@@ -220,6 +222,7 @@ def paged_attention(
             workspace.max_splits,
             NUM_HEADS=num_heads,
             **shared,
+            **OVERLAPPED,
         )
 
 
@@ -278,6 +281,7 @@ def _attention(  # type: ignore[no-untyped-def]
 
     Line i of the tile is token i // GROUP, head i % GROUP of the group.
     """
+    await_inputs()
     tile, kv_head, program = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     count = tl.load(tile_count + tile)
     if count > 0:
@@ -367,6 +371,7 @@ def _merge_splits(  # type: ignore[no-untyped-def]
     SPLIT: tl.constexpr,
 ):
     """One row and head: the splits that the row sees, first to last."""
+    await_inputs()
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     position = tl.load(positions + row).to(tl.int32)
     first_seen = tl.where(window > 0, tl.maximum(position - window + 1, 0), 0)

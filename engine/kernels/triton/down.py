@@ -12,6 +12,7 @@ from torch import Tensor
 
 from engine.kernels.triton.arithmetic import multiply_add
 from engine.kernels.triton.linear import finish
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 from engine.kernels.triton.tuning import ROW_TILE, Tile
 
 
@@ -79,6 +80,7 @@ def _down_kernel(  # type: ignore[no-untyped-def]
 
     Reads, for every row tile, each weight once, or with SKIP BLOCK_N contiguous weights at a time of active neurons.
     """
+    await_inputs()
     row_tiles = tl.cdiv(rows, BLOCK_M)
     tile = tl.program_id(0) % row_tiles
     row = (tile * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
@@ -133,4 +135,5 @@ def launch_down(h: Tensor, weight: Tensor, tile: Tile, flags: Tensor | None, out
         WHOLE=whole,
         SKIP=flags is not None,
         **tile.launch_options(size, rows),
+        **OVERLAPPED,
     )

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from engine.kernels.triton.arithmetic import multiply_add
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 from engine.kernels.triton.tuning import ROW_TILE, Layout, Tile, tile_for
 from engine.kernels.triton.workspace import Workspace, bytes_of
 
@@ -101,6 +102,7 @@ def _product_kernel(  # type: ignore[no-untyped-def]
 
     Reads each weight once for every row tile.
     """
+    await_inputs()
     row_tiles = tl.cdiv(rows, BLOCK_M)
     row = (tl.program_id(0) % row_tiles * BLOCK_M + tl.arange(0, BLOCK_M)).to(tl.int64)
     column = (tl.program_id(0) // row_tiles * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
@@ -144,6 +146,7 @@ def _reduce_kernel(  # type: ignore[no-untyped-def]
     ADD: tl.constexpr,
 ):
     """Out [rows, width] from the splits' sums [SPLITS, rows, width]. Program (i, row): BLOCK outputs of one row."""
+    await_inputs()
     row = tl.program_id(1).to(tl.int64)
     column = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     mask = column < width
@@ -262,6 +265,7 @@ def launch_product(
         HAS_BIAS=bias is not None,
         ADD=add,
         **tile.launch_options(size, rows),
+        **OVERLAPPED,
     )
 
 
@@ -269,7 +273,16 @@ def launch_reduce(sums: Tensor, out: Tensor, *, bias: Tensor | None = None, add:
     """Start `_reduce_kernel`: sums float32 [splits, rows, out] to `out` float32 [rows, out]; checks nothing."""
     splits, rows, width = sums.shape
     _reduce_kernel[(triton.cdiv(width, REDUCED_OUTPUTS), rows)](
-        sums, bias, out, rows, width, SPLITS=splits, BLOCK=REDUCED_OUTPUTS, HAS_BIAS=bias is not None, ADD=add
+        sums,
+        bias,
+        out,
+        rows,
+        width,
+        SPLITS=splits,
+        BLOCK=REDUCED_OUTPUTS,
+        HAS_BIAS=bias is not None,
+        ADD=add,
+        **OVERLAPPED,
     )
 
 

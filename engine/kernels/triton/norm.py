@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.kernels.triton.arithmetic import rounded
 from engine.kernels.triton.linear import DTYPES, check, ordered_sum
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 
 _ELEMENTS_PER_WARP = 256
 
@@ -42,7 +43,17 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor, addend: Tens
     if rows:
         block = triton.next_power_of_2(hidden)
         _rms_norm[(rows,)](
-            x, weight, addend, out, eps, rows, HIDDEN=hidden, BLOCK=block, SPLITS=splits, num_warps=_warps(block)
+            x,
+            weight,
+            addend,
+            out,
+            eps,
+            rows,
+            HIDDEN=hidden,
+            BLOCK=block,
+            SPLITS=splits,
+            num_warps=_warps(block),
+            **OVERLAPPED,
         )
 
 
@@ -63,7 +74,7 @@ def embed(token_ids: Tensor, embedding: Tensor, *, out: Tensor) -> None:
     check("out", out, (rows, hidden), (torch.float32,))
     if rows:
         block = triton.next_power_of_2(hidden)
-        _embed[(rows,)](token_ids, embedding, out, HIDDEN=hidden, BLOCK=block, num_warps=_warps(block))
+        _embed[(rows,)](token_ids, embedding, out, HIDDEN=hidden, BLOCK=block, num_warps=_warps(block), **OVERLAPPED)
 
 
 def _warps(block: int) -> int:
@@ -73,6 +84,7 @@ def _warps(block: int) -> int:
 @triton.jit(do_not_specialize=["rows"])
 def _rms_norm(x, weight, addend, out, eps, rows, HIDDEN: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program r: row r."""
+    await_inputs()
     row = tl.program_id(0).to(tl.int64)
     start = row * HIDDEN
     column = tl.arange(0, BLOCK)
@@ -89,6 +101,7 @@ def _rms_norm(x, weight, addend, out, eps, rows, HIDDEN: tl.constexpr, BLOCK: tl
 @triton.jit
 def _embed(token_ids, embedding, out, HIDDEN: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Program r: row r."""
+    await_inputs()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < HIDDEN

@@ -10,6 +10,7 @@ from torch import Tensor
 from engine.kernels.backend import rotary_angles
 from engine.kernels.triton.arithmetic import rounded
 from engine.kernels.triton.linear import DTYPES, check, ordered_sum
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 from engine.kv_cache import BLOCK_SIZE
 
 
@@ -107,6 +108,7 @@ def rotate_and_cache(
         HAS_NORM=q_norm is not None,
         ROTATED=table is not None,
         num_warps=1,
+        **OVERLAPPED,
     )
 
 
@@ -163,6 +165,7 @@ def _rotate_and_cache(  # type: ignore[no-untyped-def]
     ROTATED: tl.constexpr,
 ):
     """Program (r, i): of row r the i-th head; queries come first, then keys, then values."""
+    await_inputs()
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     width: tl.constexpr = (NUM_HEADS + 2 * NUM_KV_HEADS) * HEAD_DIM
     half: tl.constexpr = HEAD_DIM // 2

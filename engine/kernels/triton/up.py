@@ -11,6 +11,7 @@ from torch import Tensor
 from engine.kernels.triton.activation import NEURONS, ActiveNeurons
 from engine.kernels.triton.arithmetic import rounded
 from engine.kernels.triton.linear import ordered_sum, split_sum
+from engine.kernels.triton.overlap import OVERLAPPED, await_inputs
 from engine.kernels.triton.tuning import ROW_TILE, Tile, multiprocessors
 
 WAVES = 4  # programs for each multiprocessor; each takes tiles of active neurons until none is left
@@ -80,6 +81,7 @@ def _gathered_kernel(  # type: ignore[no-untyped-def]
 
     Reads `size` weights for each active neuron, as contiguous rows.
     """
+    await_inputs()
     tile = tl.program_id(1)
     neurons += tile.to(tl.int64) * blocks * NEURONS
     counts += tile * blocks
@@ -126,6 +128,7 @@ def _multiply_kernel(  # type: ignore[no-untyped-def]
     Program (b, row): BLOCK neurons of one row. `sums` is read where `activated` is not 0 only: elsewhere it may be
     garbage, and a 0 must not become a NaN by an infinite factor.
     """
+    await_inputs()
     row = tl.program_id(1).to(tl.int64)
     neuron = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = neuron < size
@@ -172,6 +175,7 @@ def launch_gathered(x: Tensor, weight: Tensor, tile: Tile, active: ActiveNeurons
         NEURONS=NEURONS,
         COUNTS=COUNTS,
         **tile.launch_options(size, rows),
+        **OVERLAPPED,
     )
 
 
@@ -198,4 +202,5 @@ def launch_multiply(activated: Tensor, sums: Tensor, zero_counts: Tensor, hidden
         SPLITS=splits,
         BLOCK=MULTIPLIED,
         COUNTS=COUNTS,
+        **OVERLAPPED,
     )
