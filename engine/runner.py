@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ _SILU, _RELU = MODE_CODE[ActivationMode.SILU], MODE_CODE[ActivationMode.RELU]
 
 # Logits of a prompt that is scored are made and reduced this many rows at a time: 256 rows of 49,152 are 50 MB.
 SCORE_ROWS = 256
+
+_NO_ROWS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,20 +169,12 @@ class Runner:
     def _inputs(self, plan: StepPlan) -> StepInputs:
         """Lay the plan's tokens out as rows."""
         items = plan.scheduled
-        counts = np.array([item.count for item in items])
-        sequence = np.repeat(np.arange(len(items), dtype=np.int32), counts)
-        tokens = np.concatenate([item.sequence.token_ids[item.start : item.start + item.count] for item in items])
-        positions = np.concatenate([np.arange(item.start, item.start + item.count) for item in items])
+        layout = _layout(items)
+        sequence, tokens, positions = layout.sequence, layout.tokens, layout.positions
         tables = np.zeros((len(items), max(len(item.sequence.block_ids) for item in items)), np.int32)
         for line, item in zip(tables, items, strict=True):
             line[: len(item.sequence.block_ids)] = item.sequence.block_ids
         mode, threshold, keys = self._activations(items, sequence, positions)
-        ends = np.cumsum(counts) - 1
-        sample_rows = [end for end, item in zip(ends, items, strict=True) if item.samples]
-        targets = [item.score_token_ids for item in items]
-        score_rows = [
-            first + i for first, after in zip(ends - counts + 1, targets, strict=True) for i in range(len(after))
-        ]
         slots = tables[sequence, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
         rows = ActivationRows(
             mode=torch.from_numpy(mode),
@@ -190,16 +184,16 @@ class Runner:
             positive_branch=self._support.positive_branch,
         )
         return StepInputs(
-            token_ids=torch.from_numpy(tokens.astype(np.int64)),
+            token_ids=torch.from_numpy(tokens),
             positions=rows.positions,
             slots=torch.from_numpy(slots),
             row_sequence=torch.from_numpy(sequence),
             block_tables=torch.from_numpy(tables),
             activations=rows,
             skip_zeros=self._skip_zeros(mode == _RELU),
-            sample_rows=torch.tensor(sample_rows, dtype=torch.int64),
-            score_rows=torch.tensor(score_rows, dtype=torch.int64),
-            score_tokens=torch.tensor([token for after in targets for token in after], dtype=torch.int64),
+            sample_rows=torch.from_numpy(layout.sample_rows),
+            score_rows=torch.from_numpy(layout.score_rows),
+            score_tokens=torch.from_numpy(layout.score_tokens),
         )
 
     def _activations(
@@ -222,6 +216,41 @@ class Runner:
         skip = self.router.skips(count, len(relu), zeros / elements if elements else 0.5)
         self.ffn_rows["sparse" if skip else "dense"] += count
         return skip
+
+
+class _Layout(NamedTuple):
+    """A plan's tokens as rows; see `StepInputs` for the fields of the same names."""
+
+    sequence: NDArray[np.int32]
+    tokens: NDArray[np.int64]
+    positions: NDArray[np.int64]
+    sample_rows: NDArray[np.int64]
+    score_rows: NDArray[np.int64]
+    score_tokens: NDArray[np.int64]
+
+
+def _layout(items: tuple[ScheduledSequence, ...]) -> _Layout:
+    count = len(items)
+    if all(item.count == 1 and item.samples and not item.score_token_ids for item in items):
+        # Decoding, hundreds of times a second, with caches that are full of weights: as few operations as can be.
+        rows = np.arange(count)
+        starts = np.array([item.start for item in items], np.int64)
+        tokens = np.array([item.sequence.token_ids[item.start] for item in items], np.int64)
+        return _Layout(rows.astype(np.int32), tokens, starts, rows, _NO_ROWS, _NO_ROWS)
+    counts = np.array([item.count for item in items])
+    ends = np.cumsum(counts) - 1
+    targets = [item.score_token_ids for item in items]
+    score_rows = [first + i for first, after in zip(ends - counts + 1, targets, strict=True) for i in range(len(after))]
+    spans = [slice(item.start, item.start + item.count) for item in items]
+    tokens = np.concatenate([item.sequence.token_ids[span] for item, span in zip(items, spans, strict=True)])
+    return _Layout(
+        np.repeat(np.arange(count, dtype=np.int32), counts),
+        tokens.astype(np.int64),
+        np.concatenate([np.arange(span.start, span.stop) for span in spans]),
+        np.array([end for end, item in zip(ends, items, strict=True) if item.samples], np.int64),
+        np.array(score_rows, np.int64),
+        np.array([token for after in targets for token in after], np.int64),
+    )
 
 
 def _sampling_row(item: ScheduledSequence) -> SamplingRow:

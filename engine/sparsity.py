@@ -28,10 +28,13 @@ class SparsityCounters:
             zeros: [layers, rows], zeros of each row in each layer.
             intermediate: Elements of a row in one layer.
         """
-        for code in set(modes.tolist()):
-            rows = modes == code
-            self.zeros[code] += zeros[:, rows].sum(1)
-            self.elements[code] += int(rows.sum()) * intermediate
+        codes = modes.tolist()
+        for code in set(codes):
+            count = codes.count(code)
+            # Rows of one mode are the rule; and a selection costs more than all else here.
+            own = zeros if count == len(codes) else zeros[:, modes == code]
+            self.zeros[code] += own.sum(1) if count > 1 else own[:, 0]
+            self.elements[code] += count * intermediate
 
     def share(self, mode: ActivationMode) -> tuple[int, int]:
         """Zeros and elements of one mode over all layers."""

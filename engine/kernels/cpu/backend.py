@@ -15,7 +15,8 @@ from engine.config import Quantization
 from engine.errors import UnsupportedArchitecture
 from engine.ffn_router import FfnCosts
 from engine.ffn_work import WeightSizes
-from engine.kernels.backend import Backend, rotary_angles
+from engine.kernels.backend import Backend
+from engine.kernels.cpu.angles import AngleTable
 from engine.kernels.cpu.attention_tiles import STEP, attention_tiles
 from engine.kernels.cpu.cost_cache import cached_costs
 from engine.kernels.cpu.costs import measure_ffn_costs
@@ -77,6 +78,7 @@ class CpuBackend(Backend):
         self._arrays = _layer_arrays(config, weights, self._kind)
         self._head = of_layer(store(weights.lm_head[None], self._head_kind), 0)
         self._final_norm = weights.final_norm.float().numpy()
+        self._angles = AngleTable(weights.rope_inv_freq)
         self._none = np.empty(0, np.float32)
         self._keys, self._values = as_array(cache.keys), as_array(cache.values)
         self._eps, self._scale = np.float32(config.norm_eps), np.float32(1 / math.sqrt(config.head_dim))
@@ -192,18 +194,16 @@ class CpuBackend(Backend):
         return cached_costs(subject, lambda: measure_ffn_costs(self))
 
     def _step_rows(self, step: StepInputs) -> StepRows:
-        cos, sin = rotary_angles(step.positions, self.weights.rope_inv_freq)
-        rows = step.activations
+        rows, positions = step.activations, step.positions.numpy()
         return StepRows(
-            cos.numpy(),
-            sin.numpy(),
+            *self._angles.at(positions),
             step.slots.numpy(),
             step.row_sequence.numpy(),
             step.block_tables.numpy(),
-            step.positions.numpy(),
+            positions,
             rows.threshold.numpy(),
             rows.keys.numpy(),
-            (rows.mode == MODE_CODE[ActivationMode.SILU]).numpy(),
+            rows.mode.numpy() == MODE_CODE[ActivationMode.SILU],
         )
 
     def logits(self, hidden: Tensor) -> Tensor:
