@@ -81,7 +81,8 @@ def checks(folder: Path, sanitizer: str | None) -> list[Check]:
         for tool in SANITIZER_TOOLS
         if sanitizer is not None
     ]
-    return [Check("tests", pytest), *benchmarks, *sanitized]
+    # Compiling takes most of the tests' time, and a sanitizer wants one process.
+    return [Check("tests", (*pytest, "-n", "auto")), *benchmarks, *sanitized]
 
 
 def run(check: Check, folder: Path) -> Outcome:
