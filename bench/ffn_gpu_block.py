@@ -123,5 +123,5 @@ class TritonBlock:
 def reference(weights: Weights, x: Tensor) -> Tensor:
     """The block by definition: x [rows, hidden] of RELU rows to float64 [rows, hidden]."""
     gate = (x.double() @ weights.gate.double().t()).float()
-    activated = apply_activation(gate.cpu(), relu_rows(len(x), torch.device("cpu")), 0).to(x.device).double()
+    activated = apply_activation(gate, relu_rows(len(x), x.device), 0).double()
     return (activated * (x.double() @ weights.up.double().t())) @ weights.down.double()

@@ -66,7 +66,8 @@ def random_words(keys: Tensor, positions: Tensor, layer: int, size: int, stream:
         int64 [rows, size] with values in [0, 2**32).
     """
     index = torch.arange((size + 3) // 4, dtype=torch.int64, device=keys.device)
-    counter = (index[None, :], torch.tensor(layer), positions[:, None], torch.tensor(stream))
+    constants = torch.tensor([layer, stream], device=keys.device)
+    counter = (index[None, :], constants[0], positions[:, None], constants[1])
     words = philox4x32(counter, (keys[:, 0:1], keys[:, 1:2]))
     return words.flatten(1)[:, :size]
 

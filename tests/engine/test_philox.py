@@ -126,3 +126,10 @@ def test_uniforms_are_in_the_open_interval_and_spread_evenly() -> None:
     assert extremes.tolist() == [2.0**-24, 0.5 + 2.0**-24, 1 - 2.0**-24]
     # Chi-squared with 63 degrees of freedom has mean 63 and variance 126.
     assert abs(float(((counts - expected) ** 2 / expected).sum()) - 63) < 4 * 126**0.5
+
+
+def test_words_are_made_where_the_keys_are() -> None:
+    keys, positions = torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    words = random_words(keys.to("meta"), positions.to("meta"), 2, 9, STREAM_ACTIVATION)
+    assert words.is_meta
+    assert words.shape == (3, 9)

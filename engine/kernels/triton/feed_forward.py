@@ -105,8 +105,7 @@ def _feed_forward(
 ) -> Tensor | None:
     """What is still to be added to `out`, or None."""
     count, (intermediate, hidden) = len(x), gate.shape
-    wide = tile_for(Layout.OUT_IN, intermediate, hidden, gate.dtype, gate.device)
-    back = tile_for(Layout.IN_OUT, hidden, intermediate, down.dtype, down.device)
+    wide, back = _tiles(gate)
     sums, back_sums, activated, h, zero_counts, *lists = workspace.carve(_parts(count, hidden, gate, wide, back))
     active = ActiveNeurons(*lists) if skip_zeros else None
     whole = is_whole(wide, count, hidden)
@@ -116,8 +115,8 @@ def _feed_forward(
     if active is None:
         launch_product(x, up, wide, sums, whole=whole)
     else:
-        launch_gathered(x, up, _skipping(Layout.OUT_IN, up), active, sums, whole=whole)
-        back = _skipping(Layout.IN_OUT, down)
+        listed, back = _tiles(gate, skipping=True)
+        launch_gathered(x, up, listed, active, sums, whole=whole)
     launch_multiply(activated, sums, zero_counts, h, zeros)
     flags = None if active is None else active.flags
     if is_whole(back, count, intermediate):
@@ -127,11 +126,13 @@ def _feed_forward(
     return back_sums
 
 
-def _skipping(layout: Layout, weight: Tensor) -> Tile:
-    """Tile of `up` or `down` where weights of active neurons only are read."""
-    rows, columns = weight.shape
-    out, inputs = (rows, columns) if layout is Layout.OUT_IN else (columns, rows)
-    return tile_for(layout, out, inputs, weight.dtype, weight.device, skipping=True)
+def _tiles(gate: Tensor, *, skipping: bool = False) -> tuple[Tile, Tile]:
+    """Of `gate` and `up`, and of `down`; `skipping` where weights of active neurons only are read."""
+    intermediate, hidden = gate.shape
+    return (
+        tile_for(Layout.OUT_IN, intermediate, hidden, gate.dtype, gate.device, skipping=skipping),
+        tile_for(Layout.IN_OUT, hidden, intermediate, gate.dtype, gate.device, skipping=skipping),
+    )
 
 
 def _parts(count: int, hidden: int, gate: Tensor, wide: Tile, back: Tile) -> list[Part]:
@@ -151,7 +152,6 @@ def _parts(count: int, hidden: int, gate: Tensor, wide: Tile, back: Tile) -> lis
 
 def scratch_bytes(gate: Tensor) -> int:
     """Bytes of workspace for a layer with such a gate [intermediate, hidden], with any number of rows."""
-    intermediate, hidden = gate.shape
-    wide = tile_for(Layout.OUT_IN, intermediate, hidden, gate.dtype, gate.device)
-    back = tile_for(Layout.IN_OUT, hidden, intermediate, gate.dtype, gate.device)
+    hidden = gate.shape[1]
+    wide, back = _tiles(gate)
     return max(bytes_of(_parts(count, hidden, gate, wide, back)) for count in (ROW_TILE, ROWS_AT_ONCE))

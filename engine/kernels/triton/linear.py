@@ -191,12 +191,11 @@ def linear(
         check("bias", bias, (width,), DTYPES)
     if rows == 0:
         return out
-    tile = tile_for(Layout.OUT_IN, width, size, weight.dtype, weight.device)
-    if is_whole(tile, rows, size):
+    sums = split_sums(x, weight, workspace=workspace)
+    if sums is None:
+        tile = tile_for(Layout.OUT_IN, width, size, weight.dtype, weight.device)
         launch_product(x, weight, tile, out, whole=True, bias=bias, add=add)
     else:
-        (sums,) = workspace.carve([((tile.split_count(size), rows, width), torch.float32)])
-        launch_product(x, weight, tile, sums, whole=False)
         launch_reduce(sums, out, bias=bias, add=add)
     return out
 
@@ -210,7 +209,7 @@ def split_sums(x: Tensor, weight: Tensor, *, workspace: Workspace) -> Tensor | N
         workspace: Likewise; nothing else may use it until the sums have been read.
 
     Returns:
-        float32 [splits, rows, out]; None where there are too many rows: `linear` is for them.
+        float32 [splits, rows, out]; None, and nothing is computed, where a program goes through all splits itself.
 
     Raises:
         ValueError: A shape, type or layout is not as `linear` wants it.
@@ -219,7 +218,7 @@ def split_sums(x: Tensor, weight: Tensor, *, workspace: Workspace) -> Tensor | N
     check("weight", weight, (width, size), DTYPES)
     check("x", x, (rows, size), (weight.dtype,))
     tile = tile_for(Layout.OUT_IN, width, size, weight.dtype, weight.device)
-    if rows == 0 or rows > ROW_TILE:
+    if rows == 0 or is_whole(tile, rows, size):
         return None
     (sums,) = workspace.carve([((tile.split_count(size), rows, width), torch.float32)])
     launch_product(x, weight, tile, sums, whole=False)

@@ -14,13 +14,16 @@ import torch
 import triton
 import triton.language as tl
 
+from engine.kernels.triton.arithmetic import INTERPRETED
+
 CAPABILITY = (9, 0)
 SWITCH = "SILUETTE_OVERLAP_LAUNCHES"  # 0: launch one after another, to compare
 
 
 def _can_overlap() -> bool:
-    interpreted = triton.knobs.runtime.interpret or not torch.cuda.is_available()
-    return not interpreted and torch.cuda.get_device_capability() >= CAPABILITY and os.environ.get(SWITCH) != "0"
+    if INTERPRETED.value or os.environ.get(SWITCH) == "0" or not torch.cuda.is_available():
+        return False
+    return torch.cuda.get_device_capability() >= CAPABILITY
 
 
 OVERLAP = tl.constexpr(_can_overlap())

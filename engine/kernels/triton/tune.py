@@ -92,16 +92,23 @@ def product_seconds(
 
     def sweep() -> None:
         for weight in copies:
-            if layout is Layout.IN_OUT:
-                launch_down(x, weight, tile, None if active is None else active.flags, target, whole=whole)
-            elif active is None:
-                launch_product(x, weight, tile, target, whole=whole)
-            else:
-                launch_gathered(x, weight, tile, active, target.view(-1, rows, out), whole=whole)
+            _launch(x, weight, layout, tile, active, target, whole=whole)
             if not whole:
                 launch_reduce(sums, result)
 
     return median_seconds(sweep, device, repeats) / len(copies)
+
+
+def _launch(
+    x: Tensor, weight: Tensor, layout: Layout, tile: Tile, active: ActiveNeurons | None, out: Tensor, *, whole: bool
+) -> None:
+    """The product as `tile` says: of all neurons, or of active ones."""
+    if layout is Layout.IN_OUT:
+        launch_down(x, weight, tile, None if active is None else active.flags, out, whole=whole)
+    elif active is None:
+        launch_product(x, weight, tile, out, whole=whole)
+    else:
+        launch_gathered(x, weight, tile, active, out.view(-1, len(x), len(weight)), whole=whole)
 
 
 def random_neurons(intermediate: int, rows: int, device: torch.device) -> ActiveNeurons:
@@ -168,10 +175,7 @@ def same_bits(one: Tile, other: Tile, weight: Tensor, layout: Layout, device: to
     results = []
     for tile in (one, other):
         sums = torch.empty(tile.split_count(size), len(x), out, device=device)
-        if layout is Layout.OUT_IN:
-            launch_product(x, weight, tile, sums, whole=False)
-        else:
-            launch_down(x, weight, tile, None, sums, whole=False)
+        _launch(x, weight, layout, tile, None, sums, whole=False)
         results.append(sums)
     return results[0].shape == results[1].shape and torch.equal(*results)
 
