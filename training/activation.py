@@ -61,13 +61,15 @@ class _Sequences:
     """Which sequences of a batch run with which activation; tensors lie where the model does.
 
     Attributes:
-        silu: bool [batch, 1, 1], sequences that keep all values; None if all do.
+        silu: bool [batch, 1, 1], sequences that keep all values.
+        all_silu: All do.
         relu: int64, numbers of the sequences that keep no negative value.
         drawn: int64, numbers of the sequences that draw.
         p: [drawn, 1, 1], of these.
     """
 
-    silu: Tensor | None
+    silu: Tensor
+    all_silu: bool
     relu: Tensor
     drawn: Tensor
     p: Tensor
@@ -76,7 +78,8 @@ class _Sequences:
     def of(cls, p: Tensor, device: torch.device) -> "_Sequences":
         silu, draws = p >= 1, (p > 0) & (p < 1)
         return cls(
-            silu=None if bool(silu.all()) else silu.view(-1, 1, 1).to(device),
+            silu=silu.view(-1, 1, 1).to(device),
+            all_silu=bool(silu.all()),
             relu=(p == 0).nonzero().flatten().to(device),
             drawn=draws.nonzero().flatten().to(device),
             p=p[draws].view(-1, 1, 1).to(device),
@@ -132,16 +135,13 @@ class ActivationControl:
         l1 = None
         if self._l1 is not None and gate.requires_grad:
             l1 = (self._l1 / gate.numel()).to(gate.dtype)
-        silu_rows = None
-        if self.positive_branch is PositiveBranch.IDENTITY:
-            silu_rows = sequences.silu if sequences.silu is not None else negative.new_ones(1, 1, 1)
+        silu_rows = sequences.silu if self.positive_branch is PositiveBranch.IDENTITY else None
         return _Activate.apply(gate, self._keep(negative, sequences, layer), silu_rows, l1).to(gate.dtype)  # type: ignore[no-any-return, no-untyped-call]
 
     def _keep(self, negative: Tensor, sequences: _Sequences, layer: int) -> Tensor | None:
-        if sequences.silu is None:
+        if sequences.all_silu:
             return None
-        keep = ~negative
-        keep |= sequences.silu
+        keep = ~negative | sequences.silu
         if len(sequences.drawn):
             generator = torch.Generator(keep.device).manual_seed((self._seed * 8191 + layer) % 2**63)
             draws = torch.rand((len(sequences.drawn), *keep.shape[1:]), generator=generator, device=keep.device)

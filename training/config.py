@@ -1,9 +1,10 @@
 """What a training run is made from."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from engine import PositiveBranch
 from training.errors import InvalidTuneConfig
@@ -122,6 +123,10 @@ class TuneConfig:
         if self.from_scratch:
             _require(self.trained is Trained.ALL, "trained", "'all' for a model from scratch", str(self.trained))
             _require(self.distillation == 0, "distillation", "0 for a model from scratch", self.distillation)
+
+    def to_json(self) -> dict[str, Any]:
+        """All settings by name; paths are left as they are."""
+        return {**asdict(self), "p": repr(self.p)}
 
     @property
     def relu_from(self) -> int:

@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,9 +65,7 @@ class PackageText:
 
 def read_handbook(folder: Path) -> Iterator[Document]:
     """The Debian Administrator's Handbook, one document for each page (`apt.html`)."""
-    for path in sorted(folder.glob("*.html")):
-        if path.name != "index.html":
-            yield from _document(path.name, html_to_text(read_text(path), HANDBOOK_NAVIGATION))
+    return _read_pages(folder, HANDBOOK_NAVIGATION, keep=lambda path: path.stem != "index")
 
 
 def read_debian_documents(folder: Path) -> Iterator[Document]:
@@ -85,39 +83,13 @@ def read_jargon_file(folder: Path) -> Iterator[Document]:
     yield from _document("jargon.txt", text.replace("{", "").replace("}", ""))  # braces mark cross references
 
 
-def read_debian_reference(folder: Path) -> Iterator[Document]:
-    """The Debian Reference, one document for each chapter (`debian-reference-ch04.en.html`)."""
-    for path in sorted(folder.glob("ch*.html")):
-        yield from _document(f"debian-reference-{path.name}", html_to_text(read_text(path), REFERENCE_NAVIGATION))
-
-
-def read_developers_reference(folder: Path) -> Iterator[Document]:
-    """The Debian Developer's Reference, one document for each chapter (`developers-reference-pkgs.html`)."""
-    for path in sorted(folder.glob("*.html")):
-        if path.stem not in DEVELOPERS_LEFT_OUT:
-            yield from _document(f"developers-reference-{path.name}", html_to_text(read_text(path), SPHINX_NAVIGATION))
-
-
-def read_apache_manual(folder: Path) -> Iterator[Document]:
-    """Apache HTTP Server's manual in English, one document for each page (`apache-mod-core.html`)."""
-    for path in sorted(folder.rglob("*.html")):
-        name = "-".join(("apache", *path.relative_to(folder).parts))
-        yield from _document(name, html_to_text(read_text(path), APACHE_NAVIGATION))
-
-
-def read_sqlite_manual(folder: Path) -> Iterator[Document]:
-    """SQLite's documentation, one document for each page (`sqlite-lang_select.html`)."""
-    for path in sorted(folder.glob("*.html")):
-        if not path.name.startswith(SQLITE_LEFT_OUT):
-            text = html_to_text(read_text(path), SQLITE_NAVIGATION).partition("\n\nThis page last modified")[0]
-            yield from _document(f"sqlite-{path.name}", text)
-
-
 def read_anarchist_faq(folder: Path) -> Iterator[Document]:
     """An Anarchist FAQ, one document for each page (`secH3.html`)."""
-    for path in sorted(folder.glob("*.html")):
-        if path.stem not in ANARCHISM_LEFT_OUT and not path.stem.endswith("con"):  # secAcon: contents of a section
-            yield from _document(path.name, html_to_text(read_text(path), ANARCHISM_NAVIGATION))
+
+    def keep(path: Path) -> bool:
+        return path.stem not in ANARCHISM_LEFT_OUT and not path.stem.endswith("con")  # secAcon: contents of a section
+
+    return _read_pages(folder, ANARCHISM_NAVIGATION, keep=keep)
 
 
 def read_austen(folder: Path) -> Iterator[Document]:
@@ -125,6 +97,37 @@ def read_austen(folder: Path) -> Iterator[Document]:
     for name, lines in _read_r_data(folder / "Rdata").items():
         text = "\n".join(lines).split("A NOTE ON THE TEXT")[0]  # by the publisher of a modern edition
         yield from _document(name, unwrap(text).replace("_", ""))  # _emphasis_
+
+
+def read_debian_reference(folder: Path) -> Iterator[Document]:
+    """The Debian Reference, one document for each chapter (`debian-reference-ch04.en.html`)."""
+    return _read_pages(folder, REFERENCE_NAVIGATION, pattern="ch*.html", prefix="debian-reference")
+
+
+def read_developers_reference(folder: Path) -> Iterator[Document]:
+    """The Debian Developer's Reference, one document for each chapter (`developers-reference-pkgs.html`)."""
+    return _read_pages(
+        folder,
+        SPHINX_NAVIGATION,
+        prefix="developers-reference",
+        keep=lambda path: path.stem not in DEVELOPERS_LEFT_OUT,
+    )
+
+
+def read_apache_manual(folder: Path) -> Iterator[Document]:
+    """Apache HTTP Server's manual in English, one document for each page (`apache-mod-core.html`)."""
+    return _read_pages(folder, APACHE_NAVIGATION, pattern="**/*.html", prefix="apache")
+
+
+def read_sqlite_manual(folder: Path) -> Iterator[Document]:
+    """SQLite's documentation, one document for each page (`sqlite-lang_select.html`)."""
+    return _read_pages(
+        folder,
+        SQLITE_NAVIGATION,
+        prefix="sqlite",
+        keep=lambda path: not path.name.startswith(SQLITE_LEFT_OUT),
+        clean=lambda text: text.partition("\n\nThis page last modified")[0],
+    )
 
 
 SOURCES = (
@@ -217,6 +220,21 @@ EXTENDED_SOURCES = (
         read_sqlite_manual,
     ),
 )
+
+
+def _read_pages(
+    folder: Path,
+    navigation: Sequence[str],
+    *,
+    pattern: str = "*.html",
+    prefix: str = "",
+    keep: Callable[[Path], bool] = lambda path: True,
+    clean: Callable[[str], str] = str,
+) -> Iterator[Document]:
+    """HTML pages without their navigation, named after their paths."""
+    for path in filter(keep, sorted(folder.glob(pattern))):
+        name = "-".join(part for part in (prefix, *path.relative_to(folder).parts) if part)
+        yield from _document(name, clean(html_to_text(read_text(path), navigation)))
 
 
 def _document(name: str, text: str) -> Iterator[Document]:

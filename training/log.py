@@ -13,6 +13,7 @@ from typing import IO, Any
 STEPS_FILE = "steps.csv"
 MEASUREMENTS_FILE = "measurements.jsonl"
 PLOT_FILE = "training.svg"
+RUN_FILE = "run.json"  # settings, and what they ran on
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from training.log import STEPS_FILE, StepRecord, read_steps
-from training.tune import RUN_FILE
+from training.log import RUN_FILE, STEPS_FILE, StepRecord, read_steps
 
 CARD_FILE = "README.md"
 TEMPLATE = """---

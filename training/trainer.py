@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -204,6 +204,5 @@ def _groups(weights: Mapping[str, Tensor], weight_decay: float) -> list[dict[str
 
 def _fingerprint(config: TuneConfig, text: str) -> str:
     """What a saved state depends on: not where it lies, nor how often it is saved or measured."""
-    settings = asdict(replace(config, output=type(config.output)(), save_every=1, eval_every=0, eval_tokens=1))
-    settings["p"] = repr(config.p)
+    settings = replace(config, output=type(config.output)(), save_every=1, eval_every=0, eval_tokens=1).to_json()
     return hashlib.sha256((json.dumps(settings, default=str, sort_keys=True) + text).encode()).hexdigest()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,11 @@ from engine.device import device_name
 from training.config import TuneConfig
 from training.errors import TextError
 from training.export import export
-from training.log import Measurement
+from training.log import RUN_FILE, Measurement
 from training.text import TextMixture, TextSource, TokenizedText, TransformersTokenizer
 from training.trainer import Text, Trainer
 
 HELD_OUT_FOLDER = "held_out"
-RUN_FILE = "run.json"
 
 
 def text_reader(sources: Sequence[TextSource], held_out: Mapping[str, Path], seed: int) -> Callable[[Any], Text]:
@@ -79,6 +77,7 @@ def finish(trainer: Trainer) -> Path:
 
 
 def _write_settings(config: TuneConfig) -> None:
-    settings = {name: value for name, value in asdict(config).items() if name != "output"} | {"p": repr(config.p)}
+    settings = config.to_json()
+    del settings["output"]
     run = {"device": device_name(torch.device(config.device)), "torch": torch.__version__, "settings": settings}
     (config.output / RUN_FILE).write_text(json.dumps(run, indent=2, default=str) + "\n")

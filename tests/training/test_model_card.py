@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from training.log import STEPS_FILE
+from training.log import RUN_FILE, STEPS_FILE
 from training.model_card import write_card
-from training.tune import RUN_FILE
 
 STEPS = """step,tokens,loss,next_token,distillation,zeros,gradient_norm,learning_rate,seconds
 1,1000000,1,1,1,0.5,1,0.001,90

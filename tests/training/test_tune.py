@@ -9,10 +9,10 @@ from tests.engine.models.tiny import make_tiny, make_tiny_tokenizer
 from tests.training.tiny_run import settings, trainer
 from training.errors import TextError
 from training.export import ADAPTER_WEIGHTS
-from training.log import MEASUREMENTS_FILE, PLOT_FILE, STEPS_FILE
+from training.log import MEASUREMENTS_FILE, PLOT_FILE, RUN_FILE, STEPS_FILE
 from training.text import TextSource
 from training.trainer import Text
-from training.tune import RUN_FILE, finish, names_of, text_reader
+from training.tune import finish, names_of, text_reader
 
 
 @pytest.fixture(scope="module")
