@@ -13,9 +13,12 @@ import numpy as np
 from numba import njit, prange
 
 from engine.kernels.cpu.math import exp, narrow, widen
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
+from engine.kernels.cpu.rows import fetch
 from engine.kernels.cpu.simd import HEADS, LANES, transposed_dots16, vector_max, vector_sum, weighted_rows16
 from engine.kv_cache import BLOCK_SIZE as BLOCK
+
+AHEAD = 4  # blocks whose keys or values are on their way while others are read
 
 
 @njit(**OPTIONS)
@@ -48,7 +51,48 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
         head[d + half] = second * cos[d] + first * sin[d]
 
 
+@njit(**OPTIONS)
+def _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slot, paired, queries, keys, values):  # type: ignore[no-untyped-def]
+    num_heads, head_dim = queries.shape[1:]
+    num_kv_heads = keys.shape[1]
+    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
+    head, source = np.empty(head_dim, np.float32), qkv[row]
+    block, offset = slot // BLOCK, slot % BLOCK
+    for h in range(num_heads):
+        _copy_head(source, h * head_dim, head)
+        _normalise(head, q_norm, eps)
+        _rotate(head, cos[row], sin[row])
+        for d in range(head_dim):
+            queries[row, h, d] = head[d] * scale
+    for h in range(num_kv_heads):
+        _copy_head(source, (num_heads + h) * head_dim, head)
+        _normalise(head, k_norm, eps)
+        _rotate(head, cos[row], sin[row])
+        begin = (block * num_kv_heads + h) * head_dim * BLOCK
+        if paired:
+            for d in range(head_dim):
+                flat_keys[begin + d // 2 * 2 * BLOCK + 2 * offset + d % 2] = narrow(head[d], keys)
+        else:
+            for d in range(head_dim):
+                flat_keys[begin + d * BLOCK + offset] = narrow(head[d], keys)
+        _copy_head(source, (num_heads + num_kv_heads + h) * head_dim, head)
+        if paired:
+            line = begin + offset // 2 * 2 * head_dim + offset % 2
+            for d in range(head_dim):
+                flat_values[line + 2 * d] = narrow(head[d], values)
+        else:
+            line = begin + offset * head_dim
+            for d in range(head_dim):
+                flat_values[line + d] = narrow(head[d], values)
+
+
 @njit(parallel=True, **OPTIONS)
+def _rotate_many(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values):  # type: ignore[no-untyped-def]
+    for row in prange(queries.shape[0]):
+        _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slots[row], paired, queries, keys, values)
+
+
+@njit(**OPTIONS)
 def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values):  # type: ignore[no-untyped-def]
     """Split a fused projection: queries rotated and scaled, keys and values rotated into the cache.
 
@@ -63,39 +107,11 @@ def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, q
         queries: Out, float32 [rows, num_heads, head_dim].
         keys, values: Out, one layer's cache.
     """
-    rows, num_heads, head_dim = queries.shape
-    num_kv_heads = keys.shape[1]
-    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
-    for row in prange(rows):
-        head = np.empty(head_dim, np.float32)
-        source = qkv[row]
-        block, offset = slots[row] // BLOCK, slots[row] % BLOCK
-        for h in range(num_heads):
-            _copy_head(source, h * head_dim, head)
-            _normalise(head, q_norm, eps)
-            _rotate(head, cos[row], sin[row])
-            for d in range(head_dim):
-                queries[row, h, d] = head[d] * scale
-        for h in range(num_kv_heads):
-            _copy_head(source, (num_heads + h) * head_dim, head)
-            _normalise(head, k_norm, eps)
-            _rotate(head, cos[row], sin[row])
-            begin = (block * num_kv_heads + h) * head_dim * BLOCK
-            if paired:
-                for d in range(head_dim):
-                    flat_keys[begin + d // 2 * 2 * BLOCK + 2 * offset + d % 2] = narrow(head[d], keys)
-            else:
-                for d in range(head_dim):
-                    flat_keys[begin + d * BLOCK + offset] = narrow(head[d], keys)
-            _copy_head(source, (num_heads + num_kv_heads + h) * head_dim, head)
-            if paired:
-                line = begin + offset // 2 * 2 * head_dim + offset % 2
-                for d in range(head_dim):
-                    flat_values[line + 2 * d] = narrow(head[d], values)
-            else:
-                line = begin + offset * head_dim
-                for d in range(head_dim):
-                    flat_values[line + d] = narrow(head[d], values)
+    if queries.shape[0] > FEW_ROWS:
+        _rotate_many(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values)
+        return
+    for row in range(queries.shape[0]):
+        _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slots[row], paired, queries, keys, values)
 
 
 @njit(**OPTIONS)
@@ -118,8 +134,72 @@ def dealt(turn, tasks):  # type: ignore[no-untyped-def]
     return turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
 
 
+@njit(**OPTIONS)
+def _heads_together(heads):  # type: ignore[no-untyped-def]
+    """How many of so many heads share what is read: as many as registers allow, in turns that are about even."""
+    turns = (heads + HEADS - 1) // HEADS
+    return (heads + turns - 1) // turns
+
+
+@njit(**OPTIONS)
+def _fetch_block(cache, blocks, index, kv_head, num_kv_heads, size):  # type: ignore[no-untyped-def]
+    """Fetch one head's part of a block, which will be read soon. Blocks lie anywhere: no processor guesses the next."""
+    if index < blocks.size:
+        fetch(cache, (blocks[index] * num_kv_heads + kv_head) * size, size)
+
+
+@njit(**OPTIONS)
+def _attend(queries, keys, values, table, position, window, row, kv_head, top, bottom, cached, out):  # type: ignore[no-untyped-def]
+    """Attention of one row's query heads from top to bottom of those that share a key-value head.
+
+    What is not `cached`, because the row before has read it, is fetched some blocks ahead.
+    """
+    num_heads, head_dim = queries.shape[1:]
+    num_kv_heads, heads = keys.shape[1], bottom - top
+    group, size, step = num_heads // num_kv_heads, head_dim * BLOCK, _heads_together(heads)
+    flat_queries, flat_keys, flat_values = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
+    head = row * num_heads + kv_head * group + top
+    first = max(0, position + 1 - window) if window > 0 else 0
+    first_block, last_block = first // BLOCK, position // BLOCK
+    span = (last_block - first_block + 1) * BLOCK
+    skipped, count = first - first_block * BLOCK, position + 1 - first_block * BLOCK
+    blocks = table[first_block : last_block + 1]
+    ahead, started = (blocks.size, 0) if cached else (AHEAD, AHEAD)
+    for b in range(started):
+        _fetch_block(flat_keys, blocks, b, kv_head, num_kv_heads, size)
+    scores = np.empty(heads * span, np.float32)
+    for b in range(blocks.size):
+        _fetch_block(flat_keys, blocks, b + ahead, kv_head, num_kv_heads, size)
+        keys_at = (blocks[b] * num_kv_heads + kv_head) * size
+        for h in range(0, heads, step):
+            some, query_at, at = min(step, heads - h), (head + h) * head_dim, h * span + b * BLOCK
+            transposed_dots16(some, scores, at, span, flat_queries, query_at, flat_keys, keys_at, head_dim)
+    for b in range(started):
+        _fetch_block(flat_values, blocks, b, kv_head, num_kv_heads, size)
+    totals = np.zeros(heads * head_dim, np.float32)
+    inverse = np.empty(heads, np.float32)
+    for h in range(heads):
+        inverse[h] = np.float32(1) / _softmax(scores, h * span, span, skipped, count)
+    for b in range(blocks.size):
+        _fetch_block(flat_values, blocks, b + ahead, kv_head, num_kv_heads, size)
+        values_at = (blocks[b] * num_kv_heads + kv_head) * size
+        # Slots after the row's own position may hold anything, so they are left out, not multiplied by zero.
+        used = min(BLOCK, count - b * BLOCK)
+        for h in range(0, heads, step):
+            some, scores_at = min(step, heads - h), h * span + b * BLOCK
+            for d in range(0, head_dim, LANES):
+                at, rows_at = h * head_dim + d, values_at + d
+                weighted_rows16(
+                    some, totals, at, head_dim, scores, scores_at, span, flat_values, rows_at, head_dim, used
+                )
+    for h in range(heads):
+        at = (kv_head * group + top + h) * head_dim
+        for d in range(head_dim):
+            out[row, at + d] = narrow(totals[h * head_dim + d] * inverse[h], out)
+
+
 @njit(parallel=True, **OPTIONS)
-def paged_attention(queries, keys, values, block_tables, row_sequence, positions, window, out):  # type: ignore[no-untyped-def]
+def paged_attention(queries, keys, values, block_tables, row_sequence, positions, window, threads, out):  # type: ignore[no-untyped-def]
     """Causal attention of token rows over their sequences' cached keys and values (their own included).
 
     Args:
@@ -129,48 +209,23 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
         row_sequence: int32 [rows], the row's line in `block_tables`.
         positions: int64 [rows], position of the row's token.
         window: Attend to this many most recent positions, itself included; 0 for all.
+        threads: How many there are. They share out query heads: a row may have fewer key-value heads than there are
+            threads.
         out: float32 or bfloat16 bits [rows, num_heads * head_dim].
 
-    Reads 2 * head_dim * (position + 1) cache elements for each row and key-value head.
+    Reads 2 * head_dim * (position + 1) cache elements for each row and key-value head, twice where it is shared.
     """
-    rows, num_heads, head_dim = queries.shape
+    rows, num_heads = queries.shape[:2]
     num_kv_heads = keys.shape[1]
-    group = num_heads // num_kv_heads
-    flat_queries, flat_keys, flat_values = queries.reshape(-1), keys.reshape(-1), values.reshape(-1)
-    tasks = rows * num_kv_heads
-    for turn in prange(tasks):
-        task = dealt(turn, tasks)
-        row, kv_head = task // num_kv_heads, task % num_kv_heads
-        last = positions[row]
-        first = max(0, last + 1 - window) if window > 0 else 0
-        first_block, last_block = first // BLOCK, last // BLOCK
-        span = (last_block - first_block + 1) * BLOCK
-        skipped, count = first - first_block * BLOCK, last + 1 - first_block * BLOCK
-        table = block_tables[row_sequence[row]]
-        scores = np.empty(group * span, np.float32)
-        for b in range(first_block, last_block + 1):
-            keys_at = (table[b] * num_kv_heads + kv_head) * head_dim * BLOCK
-            for g in range(0, group, HEADS):
-                query_at = (row * num_heads + kv_head * group + g) * head_dim
-                at = g * span + (b - first_block) * BLOCK
-                heads = min(HEADS, group - g)
-                transposed_dots16(heads, scores, at, span, flat_queries, query_at, flat_keys, keys_at, head_dim)
-        accumulator = np.zeros(group * head_dim, np.float32)
-        inverse = np.empty(group, np.float32)
-        for g in range(group):
-            inverse[g] = np.float32(1) / _softmax(scores, g * span, span, skipped, count)
-        for b in range(first_block, last_block + 1):
-            values_at = (table[b] * num_kv_heads + kv_head) * BLOCK * head_dim
-            # Slots after the row's own position may hold anything, so they are left out, not multiplied by zero.
-            used = min(BLOCK, count - (b - first_block) * BLOCK)
-            for g in range(0, group, HEADS):
-                weights_at, heads = g * span + (b - first_block) * BLOCK, min(HEADS, group - g)
-                for d in range(0, head_dim, LANES):
-                    at, rows_at = g * head_dim + d, values_at + d
-                    weighted_rows16(
-                        heads, accumulator, at, head_dim, scores, weights_at, span, flat_values, rows_at, head_dim, used
-                    )
-        for g in range(group):
-            at = (kv_head * group + g) * head_dim
-            for d in range(head_dim):
-                out[row, at + d] = narrow(accumulator[g * head_dim + d] * inverse[g], out)
+    group, tasks = num_heads // num_kv_heads, rows * num_kv_heads
+    for thread in prange(threads):
+        unit, end = tasks * group * thread // threads, tasks * group * (thread + 1) // threads
+        while unit < end:
+            task, top = dealt(unit // group, tasks), unit % group
+            bottom = min(group, top + end - unit)
+            row, kv_head = task // num_kv_heads, task % num_kv_heads
+            sequence = row_sequence[row]
+            cached = row > 0 and row_sequence[row - 1] == sequence
+            table, position = block_tables[sequence], positions[row]
+            _attend(queries, keys, values, table, position, window, row, kv_head, top, bottom, cached, out)
+            unit += bottom - top

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, PlainRows, is_kind, multiply_listed, product
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
-from engine.kernels.cpu.rows import copy64, fetch
+from engine.kernels.cpu.rows import CACHED, copy64, dots_cached, fetch
 
 Array = NDArray[Any]
 
@@ -115,7 +115,11 @@ def _product_listed(inputs, rows, first, last, size, weights, places, listed, co
 def _product_in_place(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     for i in range(count, BLOCK):  # what comes out for these is not read
         places[listed + i] = places[listed]
-    multiply_listed(inputs.values, first, last, size, weights, 0, places, listed, out, at, stride)
+    if last - first == 1:
+        for n in range(listed, listed + count, CACHED):
+            dots_cached(out, at + n - listed, stride, inputs.values, first * size, size, weights, 0, places, n, size)
+    else:
+        multiply_listed(inputs.values, first, last, size, weights, 0, places, listed, out, at, stride)
 
 
 def _product_of_copy(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]

@@ -1,7 +1,8 @@
-"""The product by `down`, whose rows are neurons: out[r] += sum over neurons j of h[r, j] * down[j], for some columns.
+"""The product by `down`, whose rows are neurons: out[r] += sum over neurons j of h[r, j] * down[j].
 
 With AMX, 16 token rows of h are one operand as they lie in memory; the other is made from pairs of neuron rows on the
-way. Without, rows of `down` are scaled and added. Terms are added in the order of neurons whatever the batch is.
+way. Without, rows of `down` are scaled and added. Each function computes some neurons and some columns; terms are added
+in the order of neurons whatever the batch is.
 """
 
 import numpy as np
@@ -10,13 +11,14 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.math import from_bfloat16
-from engine.kernels.cpu.options import OPTIONS
-from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, cut_rows, tile_columns
+from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
+from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, tile_columns
 from engine.kernels.cpu.rows import (
     FETCHED,
     FEW,
     SUMMED,
     add_chunk,
+    add_in_place_order,
     add_listed_pairs,
     add_listed_rows,
     add_row,
@@ -27,17 +29,18 @@ from engine.kernels.cpu.rows import (
     fetch,
     interleave32,
     narrow_chunk,
-    place_of,
     prefetch,
 )
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bfloat16, store, tile_config
 
 PANEL = 256  # neurons whose rows are interleaved before many token rows use them,
 PANEL_COLUMNS = 320  # for so many columns at most: 160 KiB
-AHEAD = 128  # neurons whose rows are on their way while others are added, and where all of them are wanted
-STREAMED = 32
-STRIP = 128  # neurons that are multiplied with `TOKEN_ROWS` without AMX, whose values stay in caches
-_FOUR = np.arange(4)
+AHEAD = 128  # neurons whose rows are on their way while others are added, where tokens share what is fetched
+STRIP = 128  # neurons that are multiplied with `TOKEN_ROWS` without AMX, whose values stay in caches,
+SHORT_STRIP = 32  # and with few, which wait for the next strip
+# Without AMX the neurons are cut in so many parts, whatever the batch and the number of threads, and `out` takes in the
+# sum of each part in order. So threads may share out parts where rows are few, and each reads whole rows of weights.
+NEURON_PARTS = 4
 _PAIR_BYTES = 2 * ROW_BYTES  # between rows of two tiles of sums that lie side by side
 
 
@@ -58,14 +61,27 @@ def _column_unit(down):  # type: ignore[no-untyped-def]
     return (lambda down: BLOCK) if isinstance(down, types.Array) else None
 
 
+def neuron_parts(h):  # type: ignore[no-untyped-def]
+    """In how many parts the neurons of h are summed (for use in kernels only)."""
+    raise NotImplementedError
+
+
+@overload(neuron_parts)
+def _neuron_parts(h):  # type: ignore[no-untyped-def]
+    if not isinstance(h, types.Array):
+        return None
+    parts = 1 if h.dtype == types.uint16 else NEURON_PARTS
+    return lambda h: parts
+
+
 @njit(inline="always")
 def hidden_place(row, j, intermediate, width):  # type: ignore[no-untyped-def]
     """Where h[row, j] lies in tiles of 16 rows and `width` neurons, each contiguous."""
     return (row // ROWS * intermediate + j // width * width) * ROWS + row % ROWS * width + j % width
 
 
-def multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
-    """out[r * hidden + k] += sum over j of h[r, j] * down[j, k], k in [first, last) (for use in kernels only).
+def multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+    """out[r * hidden + k] += sum of h[r, j] * down[j, k], j in [begin, end), k in [first, last) (in kernels only).
 
     Args:
         h: [rows16 * intermediate], act(gate) * up of rows padded to 16, from `keep_hidden`.
@@ -73,6 +89,7 @@ def multiply_down(h, rows, intermediate, down, hidden, first, last, totals, pane
         intermediate: A multiple of 32.
         down: [intermediate * hidden], bfloat16 bits or float32.
         hidden: Columns of `down`.
+        begin, end: One of the `neuron_parts`; multiples of 32.
         first, last: Multiples of 32.
         totals: Scratch, float32 [rows16 * hidden].
         panel: Scratch, uint32 [PANEL * PANEL_COLUMNS / 2].
@@ -82,7 +99,7 @@ def multiply_down(h, rows, intermediate, down, hidden, first, last, totals, pane
 
 
 @overload(multiply_down)
-def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def _multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     if not isinstance(h, types.Array):
         return None
     return _tile_down if h.dtype == types.uint16 else _plain_down
@@ -116,35 +133,54 @@ def _keep_row(h, row, intermediate, first, values):  # type: ignore[no-untyped-d
 def add_in_order(totals, rows, hidden, first, last, down, out):  # type: ignore[no-untyped-def]
     """out += totals [rows][hidden], columns in the order of `rows.place_of`."""
     for r in range(rows):
-        for k in range(first, last):
-            out[r * hidden + k] += totals[r * hidden + place_of(k, down)]
+        for k in range(r * hidden + first, r * hidden + last, BLOCK):
+            add_in_place_order(out, k, totals, k, down)
 
 
-def _plain_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
-    for r in range(rows):
-        totals[r * hidden + first : r * hidden + last] = 0
-    if rows < SUMMED:
-        for j in range(0, intermediate, 4):
-            for i in range(j + STREAMED, min(j + STREAMED + 4, intermediate)):
-                fetch(down, i * hidden + first, last - first)
+def _plain_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+    if rows <= FEW:
+        for r in range(rows):
+            totals[r * hidden + first : r * hidden + last] = 0
+        for j in range(begin, end):  # in the order of memory
+            fetch(down, (j + FETCHED) * hidden + first, last - first)
             for r in range(rows):
-                place, at = r * hidden + first, r * intermediate + j
-                add_rows_4(totals, place, h, at, down, j * hidden + first, _FOUR, 0, hidden, last - first)
+                add_row(totals, r * hidden + first, h, r * intermediate + j, down, j * hidden + first, last - first)
     else:
-        for top in range(0, rows, TOKEN_ROWS):
-            bottom = min(top + TOKEN_ROWS, rows)
-            for j in range(0, intermediate, STRIP):
-                count = min(STRIP, intermediate - j)
+        summed = max(rows, SUMMED)  # memory has 16 rows; what is computed for those that do not exist is not read
+        strip = SHORT_STRIP if rows <= FEW_ROWS else STRIP
+        for r in range(summed):
+            totals[r * hidden + first : r * hidden + last] = 0
+        for top in range(0, summed, TOKEN_ROWS):
+            bottom = min(top + TOKEN_ROWS, summed)
+            for j in range(begin, end, strip):
+                count = min(strip, end - j)
                 for k in range(first, last, BLOCK):
+                    if rows <= FEW_ROWS:
+                        _fetch_strip(down, j + count, count, hidden, first, last, k)
                     _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals)
     add_in_order(totals, rows, hidden, first, last, down, out)
+
+
+@njit(**OPTIONS)
+def _fetch_strip(down, j, count, hidden, first, last, k):  # type: ignore[no-untyped-def]
+    """Fetch what the columns from k on have to of a strip of neurons from j on, in the order of memory."""
+    width = last - first
+    for line in range(count * (k - first) // width, count * (k - first + BLOCK) // width):
+        fetch(down, (j + line) * hidden + first, width)
+
+
+@njit(**OPTIONS)
+def cut_rows(first, last):  # type: ignore[no-untyped-def]
+    """Of rows first to last - 1, where those end that are taken `SUMMED` at a time, and where those by `FEW`."""
+    paired = first + (last - first) // SUMMED * SUMMED
+    return paired, paired + (last - paired) // FEW * FEW
 
 
 @njit(**OPTIONS)
 def _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals):  # type: ignore[no-untyped-def]
     """totals[r, k : k + 32] += sum over `count` neurons from j on of h[r, j] * down[j], top <= r < bottom."""
     weights = j * hidden + k
-    paired, alone = cut_rows(top, bottom, SUMMED)
+    paired, alone = cut_rows(top, bottom)
     for r in range(top, paired, SUMMED):
         place, at = r * hidden + k, r * intermediate + j
         add_scaled_together(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
@@ -156,11 +192,11 @@ def _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals):
         add_scaled_alone(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)
 
 
-def _tile_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def _tile_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     if rows <= ROWS:
-        _few_rows(h, intermediate, down, hidden, first, last, totals, panel)
+        _few_rows(h, down, hidden, begin, end, first, last, totals, panel)
     else:
-        _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel)
+        _many_rows(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel)
     for r in range(rows):
         for k in range(first, last, BLOCK):
             at = _total_place(r, k, hidden)
@@ -211,22 +247,22 @@ def _store_sums(totals, at):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
-def _few_rows(h, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _few_rows(h, down, hidden, begin, end, first, last, totals, panel):  # type: ignore[no-untyped-def]
     """Up to 16 token rows: goes through `down` as it lies in memory."""
-    for j in range(0, intermediate, BLOCK):
+    for j in range(begin, end, BLOCK):
         for k in range(first, last, BLOCK):
             _interleave(down, j * hidden + k, BLOCK * hidden, hidden, panel, 0)
             at = k * ROWS
-            _start_sums(totals, at, j == 0)
+            _start_sums(totals, at, j == begin)
             _multiply_step(h, j * ROWS, panel, 0)
             _store_sums(totals, at)
 
 
 @njit(**OPTIONS)
-def _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel):  # type: ignore[no-untyped-def]
+def _many_rows(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel):  # type: ignore[no-untyped-def]
     """Interleaves a panel of `down` once for all token rows."""
-    for j in range(0, intermediate, PANEL):
-        steps = min(PANEL, intermediate - j) // BLOCK
+    for j in range(begin, end, PANEL):
+        steps = min(PANEL, end - j) // BLOCK
         for left in range(first, last, PANEL_COLUMNS):
             right = min(left + PANEL_COLUMNS, last)
             for step in range(steps):
@@ -237,13 +273,13 @@ def _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel):
                 for k in range(left, right, BLOCK):
                     begin = (k - left) // BLOCK * steps * 512
                     at, source = (row * hidden + k * ROWS), row * intermediate + j * ROWS
-                    _start_sums(totals, at, j == 0)
+                    _start_sums(totals, at, j == begin)
                     if row + ROWS >= rows:
                         for step in range(steps):
                             _multiply_step(h, source + step * 512, panel, begin + step * 512)
                     else:
                         below, following = at + ROWS * hidden, source + ROWS * intermediate
-                        if j == 0:
+                        if j == begin:
                             clear(2)
                             clear(3)
                         else:
@@ -259,7 +295,7 @@ def _many_rows(h, rows, intermediate, down, hidden, first, last, totals, panel):
                     _store_sums(totals, at)
 
 
-def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+def skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     """What `multiply_down` gives, to the last bit, without reading rows of `down` that only meet zeros.
 
     For use in kernels only. With AMX the order is that of its tiles: of 32 neurons the even ones are added up, the odd
@@ -273,7 +309,7 @@ def skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, 
 
 
 @overload(skip_down)
-def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+def _skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     if not isinstance(h, types.Array):
         return None
     return _skip_down_pairs if h.dtype == types.uint16 else _skip_down_rows
@@ -327,13 +363,13 @@ def fetch_active(h, rows, intermediate, tile, marks, down, hidden, first, last):
             fetch(down, (tile + j) * hidden + first, last - first)
 
 
-def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+def _skip_down_pairs(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     marks, width = np.empty(BLOCK, np.uint8), last - first
-    for tile in range(0, AHEAD, BLOCK):
+    for tile in range(begin, begin + AHEAD, BLOCK):
         fetch_active(h, rows, intermediate, tile, marks, down, hidden, first, last)
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
-    for tile in range(0, intermediate, BLOCK):
+    for tile in range(begin, end, BLOCK):
         fetch_active(h, rows, intermediate, tile + AHEAD, marks, down, hidden, first, last)
         for r in range(rows):
             split, count = _list_tile(h, r, tile, intermediate, places, factors)
@@ -343,22 +379,33 @@ def _skip_down_pairs(h, rows, intermediate, down, hidden, first, last, totals, p
 
 
 @njit(**OPTIONS)
-def _add_active(h, intermediate, down, hidden, first, width, totals, places):  # type: ignore[no-untyped-def]
-    """totals[first + k] += sum over j of h[j] * down[j, first + k], k < width, of neurons with h != 0."""
+def _add_active(h, begin, end, down, hidden, first, width, totals, places, factors):  # type: ignore[no-untyped-def]
+    """totals[first + k] += sum of h[j] * down[j, first + k], k < width, over neurons from begin to end with h != 0.
+
+    Four of them meet a piece of the totals that is in registers.
+    """
     count = 0
-    for j in range(intermediate):
+    for j in range(begin, end):
         places[count] = j
         count += h[j] != 0
-    for i in range(count):
-        j, coming = places[i], places[min(i + FETCHED, count - 1)]
-        add_row(totals, first, h, j, down, j * hidden + first, coming * hidden + first, width)
+    for i in range(min(FETCHED, count)):
+        fetch(down, places[i] * hidden + first, width)
+    fours = count // 4 * 4
+    for i in range(0, fours, 4):
+        for n in range(4):
+            factors[n] = h[places[i + n]]
+            if i + n + FETCHED < count:
+                fetch(down, places[i + n + FETCHED] * hidden + first, width)
+        add_rows_4(totals, first, factors, 0, down, first, places, i, hidden, width)
+    for i in range(fours, count):
+        add_row(totals, first, h, places[i], down, places[i] * hidden + first, width)
 
 
 @njit(**OPTIONS)
-def _add_active_tiles(h, rows, intermediate, down, hidden, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
+def _add_active_tiles(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
     """`_add_active` of several token rows, which share what is fetched, 32 neurons at a time."""
     marks, width = np.empty(BLOCK, np.uint8), last - first
-    for tile in range(0, intermediate, BLOCK):
+    for tile in range(begin, end, BLOCK):
         fetch_active(h, rows, intermediate, tile + AHEAD, marks, down, hidden, first, last)
         for r in range(rows):
             count = 0
@@ -369,11 +416,11 @@ def _add_active_tiles(h, rows, intermediate, down, hidden, first, last, totals, 
             add_listed_rows(totals, r * hidden + first, factors, places, 0, count, down, first, hidden, width)
 
 
-def _skip_down_rows(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+def _skip_down_rows(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
     if rows == 1:
-        _add_active(h, intermediate, down, hidden, first, last - first, totals, places)
+        _add_active(h, begin, end, down, hidden, first, last - first, totals, places, factors)
     else:
-        _add_active_tiles(h, rows, intermediate, down, hidden, first, last, totals, places, factors)
+        _add_active_tiles(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors)
     add_in_order(totals, rows, hidden, first, last, down, out)

@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.down import (
     AHEAD,
+    NEURON_PARTS,
     add_in_order,
     column_unit,
     fetch_active,
     hidden_place,
     mark_active,
     multiply_down,
+    neuron_parts,
     skip_down,
 )
 from engine.kernels.cpu.integer_rows import WORD, IntegerHidden, IntegerRows, PlainIntegerHidden
@@ -191,17 +193,24 @@ def _column_unit(down):  # type: ignore[no-untyped-def]
     return (lambda down: INT8_GROUP) if is_kind(down, Int8Down) else None
 
 
+@overload(neuron_parts)
+def _neuron_parts(h):  # type: ignore[no-untyped-def]
+    if is_kind(h, IntegerHidden):
+        return lambda h: 1
+    return (lambda h: NEURON_PARTS) if is_kind(h, PlainIntegerHidden) else None
+
+
 @overload(multiply_down)
-def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def _multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     return _int8_down if is_kind(h, IntegerHidden) else None
 
 
-def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def _int8_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     height, groups, values = min(rows, ROWS), intermediate // INT8_GROUP, down.values
     counts = panel[1024:3072].view(np.int32)  # [row][pair of 16 columns][high, low][32]
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
-    for g in range(groups):
+    for g in range(begin // INT8_GROUP, end // INT8_GROUP):
         for k in range(first, last, INT8_GROUP):
             for quad in range(ROWS):
                 at = (g * INT8_GROUP + WORD * quad) * hidden + k
@@ -276,17 +285,17 @@ def _mark_active(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped
 
 
 @overload(skip_down)
-def _skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+def _skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
     if not (is_kind(h, IntegerHidden) or is_kind(h, PlainIntegerHidden)):
         return None
 
-    def skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+    def skip(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
         groups, whole = intermediate // INT8_GROUP, factors[: INT8_GROUP + 1].view(np.int32)
         counts = np.empty(last - first, np.int32)
         marks = np.empty(INT8_GROUP, np.uint8)
         for r in range(rows):
             totals[r * hidden + first : r * hidden + last] = 0
-        for g in range(groups):
+        for g in range(begin // INT8_GROUP, end // INT8_GROUP):
             fetch_active(h, rows, intermediate, g * INT8_GROUP + AHEAD, marks, down.values, hidden, first, last)
             for r in range(rows):
                 count = 0

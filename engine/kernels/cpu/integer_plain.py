@@ -61,16 +61,16 @@ def int4_product(inputs, rows, first, last, size, weights, neuron, out, at, stri
 
 
 @overload(multiply_down)
-def _multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def _multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     return _int8_down if is_kind(h, PlainIntegerHidden) else None
 
 
-def _int8_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def _int8_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     values, scales, words, row_scales = down.values, down.scales, h.values, h.scales
     alone, columns = rows // TOKENS * TOKENS, last - first
     for r in range(rows):
         totals[r * hidden + first : r * hidden + last] = 0
-    for g in range(intermediate // INT8_GROUP):
+    for g in range(begin // INT8_GROUP, end // INT8_GROUP):
         for k in range(first, last, INT8_GROUP):
             # The next group's neurons, in the order of memory; each block of columns fetches its share.
             for line in range(INT8_GROUP * (k - first) // columns, INT8_GROUP * (k - first + INT8_GROUP) // columns):

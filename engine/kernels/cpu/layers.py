@@ -18,8 +18,8 @@ from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention
 from engine.kernels.cpu.compact import compacted, fetch_neurons, product_listed
-from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, skip_down
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, neuron_parts, skip_down
+from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, is_kind, pack_row, pack_tile, product
 from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight
 from engine.kernels.cpu.rows import add_chunk, multiply_chunk
@@ -28,7 +28,6 @@ from engine.kernels.cpu.tiles import ROWS, configure, release
 
 PARTS = 16  # of the neurons, which threads take one after another
 TILES = 2048  # floats of a thread's memory for stored tiles
-FEW_ROWS = 8  # up to which the calling thread prepares rows alone: waking others would take longer
 
 Array = NDArray[Any]
 
@@ -77,7 +76,8 @@ class Scratch(NamedTuple):
     attended: Array  # float32 [rows, q_size]
     h: Any  # [rows16 * intermediate], act(gate) * up as `multiply_down` wants it
     intermediate: int
-    totals: Array  # float32 [rows16 * hidden]
+    totals: Array  # float32 [rows16 * hidden], or [NEURON_PARTS * 16 * hidden] if that is more
+    partials: Array  # float32 [NEURON_PARTS, FEW_ROWS * hidden]
     zeros: Array  # int64 [PARTS or threads, rows], see `activate`
     kept: Array  # likewise
     neurons: Array  # int64 [PARTS or threads], whose weights in `up` and `down` were read
@@ -113,6 +113,14 @@ def step_of_parts(blocks: int) -> int:
 def part_begin(blocks, step, part, parts):  # type: ignore[no-untyped-def]
     """First block of a part; parts are made of whole steps."""
     return blocks // step * part // parts * step
+
+
+@njit(**OPTIONS)
+def neurons_of(intermediate, part, parts):  # type: ignore[no-untyped-def]
+    """First neuron of a part, and of the next one."""
+    blocks = intermediate // BLOCK
+    step = step_of_parts(blocks)
+    return part_begin(blocks, step, part, parts) * BLOCK, part_begin(blocks, step, part + 1, parts) * BLOCK
 
 
 @njit(**OPTIONS)
@@ -366,7 +374,96 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
             release()
 
 
+@njit(**OPTIONS)
+def _add_neurons(  # type: ignore[no-untyped-def]
+    h, rows, intermediate, config, skip, down, hidden, begin, end, first, last, totals, places, memory, words, out
+):
+    """out += h times `down`, of neurons from begin to end and columns from first to last."""
+    if skip:
+        skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, memory, out)
+    else:
+        if config is not None:
+            configure(config)
+        multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, words, out)
+        if config is not None:
+            release()
+
+
 @njit(parallel=True, **OPTIONS)
+def _share_columns(x, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
+    """`multiply_hidden` of many rows, which go through the weights of a part while these are in a cache."""
+    rows, hidden = x.shape
+    unit, parts, intermediate = column_unit(down), neuron_parts(h), scratch.intermediate
+    units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
+    out = x.reshape(-1)
+    for thread in prange(threads):
+        first, last = units * thread // threads * unit, units * (thread + 1) // threads * unit
+        for part in range(parts):
+            begin, end = neurons_of(intermediate, part, parts)
+            if begin < end and first < last:
+                _add_neurons(
+                    h,
+                    rows,
+                    intermediate,
+                    config,
+                    skip,
+                    down,
+                    hidden,
+                    begin,
+                    end,
+                    first,
+                    last,
+                    totals,
+                    places[thread],
+                    memory[thread],
+                    words[thread],
+                    out,
+                )
+
+
+@njit(parallel=True, **OPTIONS)
+def _share_neurons(rows, hidden, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
+    """The sums of each part of the neurons, of few rows, to `scratch.partials`.
+
+    Threads wait for memory, which is fastest when each reads a stretch of its own. Only where their number does not
+    divide that of the parts, columns are shared out as well.
+    """
+    unit, parts, intermediate = column_unit(down), neuron_parts(h), scratch.intermediate
+    units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
+    partials, size = scratch.partials, ROWS * hidden
+    pieces = 1
+    while parts * pieces % threads:
+        pieces += 1
+    for thread in prange(threads):
+        for task in range(parts * pieces * thread // threads, parts * pieces * (thread + 1) // threads):
+            part, piece = task // pieces, task % pieces
+            begin, end = neurons_of(intermediate, part, parts)
+            first, last = units * piece // pieces * unit, units * (piece + 1) // pieces * unit
+            out = partials[part]
+            for r in range(rows):
+                out[r * hidden + first : r * hidden + last] = 0
+            if begin < end and first < last:
+                _add_neurons(
+                    h,
+                    rows,
+                    intermediate,
+                    config,
+                    skip,
+                    down,
+                    hidden,
+                    begin,
+                    end,
+                    first,
+                    last,
+                    totals[part * size : (part + 1) * size],
+                    places[thread],
+                    memory[thread],
+                    words[thread],
+                    out,
+                )
+
+
+@njit(**OPTIONS)
 def multiply_hidden(x, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
     """x += h times `down`.
 
@@ -378,24 +475,20 @@ def multiply_hidden(x, config, skip, down, threads, scratch, h, totals):  # type
         threads: How many there are.
         scratch: See `Scratch`.
         h: [rows16 * intermediate].
-        totals: Scratch, float32 [rows16 * hidden].
+        totals: See `Scratch`.
     """
     rows, hidden = x.shape
-    intermediate = scratch.intermediate
-    unit = column_unit(down)
-    units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
-    out = x.reshape(-1)
-    for thread in prange(threads):
-        first, last = units * thread // threads * unit, units * (thread + 1) // threads * unit
-        if first < last:
-            if skip:
-                skip_down(h, rows, intermediate, down, hidden, first, last, totals, places[thread], memory[thread], out)
-            else:
-                if config is not None:
-                    configure(config)
-                multiply_down(h, rows, intermediate, down, hidden, first, last, totals, words[thread], out)
-                if config is not None:
-                    release()
+    parts, partials = neuron_parts(h), scratch.partials
+    if rows > FEW_ROWS or parts == 1:
+        _share_columns(x, config, skip, down, threads, scratch, h, totals)
+        return
+    _share_neurons(rows, hidden, config, skip, down, threads, scratch, h, totals)
+    for part in range(parts):
+        begin, end = neurons_of(scratch.intermediate, part, parts)
+        if begin < end:
+            for r in range(rows):
+                for k in range(hidden):
+                    x[r, k] += partials[part, r * hidden + k]
 
 
 @njit(**OPTIONS)
@@ -498,7 +591,7 @@ def run_layers(  # type: ignore[no-untyped-def]
         if attention_config is not None:
             tile_attention(*rows_and_cache, pieces, num_pieces, attention_config, scratch.attended)
         else:
-            paged_attention(*rows_and_cache, scratch.attended)
+            paged_attention(*rows_and_cache, threads, scratch.attended)
         prepare(scratch.attended, none, eps, inputs_o, o)
         width = scratch.attended.shape[1]
         multiply(inputs_o, width, config, o, weights.o_bias[layer], x, threads, scratch.thread, True)

@@ -18,13 +18,9 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.rows import (
-    ALONE,
-    FEW,
     NEURONS,
-    PAIRED,
     TOKENS,
-    dots_alone,
-    dots_paired,
+    dots_in_order,
     dots_together,
     narrow_chunk,
     place_of,
@@ -35,6 +31,7 @@ from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_bflo
 
 BLOCK = 32  # neurons that are multiplied together
 TOKEN_ROWS = 128  # likewise, so many that all of their values stay in the caches of a core
+STREAMED = 32  # up to which vectors wait for weights, and so the first of them read in order
 
 _CONSECUTIVE = np.arange(2 * BLOCK)  # of two blocks: while one is multiplied, the next is fetched
 _QUARTERS, _SIDE = 4, 1024  # tiles of sums of 32 neurons and 32 rows; floats of them all
@@ -156,36 +153,33 @@ def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, 
     return _plain_product if is_kind(inputs, PlainRows) else None
 
 
-@njit(**OPTIONS)
-def cut_rows(first, last, many):  # type: ignore[no-untyped-def]
-    """Of rows first to last - 1, where those end that are taken `many` at a time, and where those by `FEW`."""
-    paired = first + (last - first) // many * many
-    return paired, paired + (last - paired) // FEW * FEW
-
-
 def _plain_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     multiply_listed(inputs.values, first, last, size, weights, neuron * size, _CONSECUTIVE, 0, out, at, stride)
+
+
+@njit(**OPTIONS)
+def _multiply_cached(x, x_at, size, weights, base, places, listed, out, at, stride):  # type: ignore[no-untyped-def]
+    """Of `TOKENS` rows. A function of its own: as a part of the loop below its sums would not stay in registers."""
+    for n in range(0, BLOCK, NEURONS):
+        dots_together(out, at + n, stride, x, x_at, size, weights, base, places, listed + n, size)
 
 
 @njit(**OPTIONS)
 def multiply_listed(x, first, last, size, weights, base, places, listed, out, at, stride):  # type: ignore[no-untyped-def]
     """`product` with vectors, of neurons places[listed : listed + 32] from weights[base] on.
 
-    The 32 places after these are those of neurons that may be read next, whatever they hold.
+    The places after these are those of neurons that may be read next, whatever they hold. Token rows are taken a few at
+    a time: they stay in the first-level cache, and the 32 rows of weights in the second.
     """
-    paired, alone = cut_rows(first, last, TOKENS)
-    for row in range(first, paired, TOKENS):  # which stay in the first-level cache, and weights in the second
-        place = at + (row - first) * stride
-        for n in range(0, BLOCK, NEURONS):
-            dots_together(out, place + n, stride, x, row * size, size, weights, base, places, listed + n, size)
-    for row in range(paired, alone, FEW):
-        place = at + (row - first) * stride
-        for n in range(0, BLOCK, PAIRED):
-            dots_paired(out, place + n, stride, x, row * size, size, weights, base, places, listed + n, size)
-    for n in range(0, BLOCK, ALONE):
-        for row in range(alone, last):
-            place = at + (row - first) * stride + n
-            dots_alone(out, place, stride, x, row * size, size, weights, base, places, listed + n, size)
+    row = first
+    while row < last:
+        left, target = last - row, at + (row - first) * stride
+        some = TOKENS if left >= 2 * TOKENS else left if left <= TOKENS else (left + 1) // 2
+        if some == TOKENS and (row > first or left > STREAMED):
+            _multiply_cached(x, row * size, size, weights, base, places, listed, out, target, stride)
+        else:
+            dots_in_order(some, BLOCK, out, target, stride, x, row * size, size, weights, base, places, listed, size)
+        row += some
 
 
 @njit(**OPTIONS)

@@ -34,9 +34,7 @@ from engine.kernels.cpu.simd import (
 )
 
 CHUNK = 2 * LANES  # what a size must be a multiple of
-# Token rows that are multiplied together where there are no more of them. They need weights faster than these come by
-# themselves: the next ones are fetched meanwhile.
-FEW = 2
+FEW = 2  # token rows whose sums over neurons are taken together where there are no more of them
 FETCHED = 8  # rows of weights from the one at hand to the one that is fetched
 
 _FLOAT, _INT = ir.FloatType(), ir.IntType(32)
@@ -114,8 +112,11 @@ def _prefetch_chunk(builder: Any, pointer: Any, dtype: Any) -> None:
         prefetch_line(builder, builder.gep(pointer, [ir.Constant(_LONG, element)]))
 
 
-def make_dots(num_rows: int, num_vectors: int) -> Any:
-    """Intrinsic for `num_vectors` vectors with `num_rows` rows of weights, all sums in registers."""
+def make_dots(num_rows: int, num_vectors: int, *, fetch: bool) -> Any:
+    """Intrinsic for `num_vectors` vectors with `num_rows` rows of weights, all sums in registers.
+
+    With `fetch`, what the places after these name is fetched meanwhile.
+    """
 
     @intrinsic
     def dots(
@@ -155,7 +156,7 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
                     builder.store(ir.Constant(_SUM, [0.0] * _SUM_LANES), total)
             with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_LONG, CHUNK))) as loop:
                 at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
-                if num_vectors <= FEW:
+                if fetch:
                     for row in next_rows:
                         _prefetch_chunk(builder, builder.gep(row, [at]), dtype)
                 by_row = [_parts(builder, builder.gep(row, [at]), dtype) for row in rows]
@@ -179,13 +180,41 @@ def make_dots(num_rows: int, num_vectors: int) -> Any:
     return dots
 
 
-# Neurons that meet one token row, two, and many. One row waits for memory, which is fastest when it is read in order,
-# one neuron after another. With many, sums leave just enough of the vector registers, 16 or 32 with AVX-512, for a part
-# of each neuron's weights and one of a token row.
-ALONE, PAIRED = 1, 8 if has_avx512() else 4
+# What comes first reads weights from memory, which is fastest in order: one neuron after another meets up to six token
+# rows. Weights that are in a cache already meet other rows by several neurons, whose sums leave just enough of the
+# vector registers, 16 or 32 with AVX-512, for a part of each neuron's weights and one of a token row; and a single row,
+# which would wait for its own additions.
 NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 6)
+CACHED = 4
 SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
-dots_alone, dots_paired, dots_together = make_dots(ALONE, 1), make_dots(PAIRED, FEW), make_dots(NEURONS, TOKENS)
+_DOTS_1, _DOTS_2, _DOTS_3, _DOTS_4, _DOTS_5, _DOTS_6 = (make_dots(1, vectors, fetch=True) for vectors in range(1, 7))
+dots_together, dots_cached = make_dots(NEURONS, TOKENS, fetch=False), make_dots(CACHED, 1, fetch=False)
+
+
+@njit(**OPTIONS)
+def dots_in_order(vectors, neurons, out, at, stride, x, x_at, x_stride, weights, base, places, places_at, size):  # type: ignore[no-untyped-def]
+    """out[at + v * stride + n] = dot(x[x_at + v * x_stride :], weights[base + places[places_at + n] * size :]).
+
+    For v < vectors <= 6 and n < neurons; both of `size` elements. Fetches `FETCHED` places ahead.
+    """
+    if vectors == 1:
+        for n in range(neurons):
+            _DOTS_1(out, at + n, stride, x, x_at, x_stride, weights, base, places, places_at + n, size)
+    elif vectors == 2:
+        for n in range(neurons):
+            _DOTS_2(out, at + n, stride, x, x_at, x_stride, weights, base, places, places_at + n, size)
+    elif vectors == 3:
+        for n in range(neurons):
+            _DOTS_3(out, at + n, stride, x, x_at, x_stride, weights, base, places, places_at + n, size)
+    elif vectors == 4:
+        for n in range(neurons):
+            _DOTS_4(out, at + n, stride, x, x_at, x_stride, weights, base, places, places_at + n, size)
+    elif vectors == 5:
+        for n in range(neurons):
+            _DOTS_5(out, at + n, stride, x, x_at, x_stride, weights, base, places, places_at + n, size)
+    else:
+        for n in range(neurons):
+            _DOTS_6(out, at + n, stride, x, x_at, x_stride, weights, base, places, places_at + n, size)
 
 
 def _add_rows(num_rows: int) -> Any:
@@ -243,24 +272,19 @@ add_rows_4 = _add_rows(4)
 
 @intrinsic
 def add_row(
-    typingctx: Any, out: Any, out_at: Any, factors: Any, factor_at: Any, weights: Any, at: Any, ahead: Any, size: Any
+    typingctx: Any, out: Any, out_at: Any, factors: Any, factor_at: Any, weights: Any, at: Any, size: Any
 ) -> Any:
-    """out[out_at + k] += factors[factor_at] * weights[at + k] for k < size, in the order of `place_of`.
-
-    Fetches weights[ahead : ahead + size] meanwhile.
-    """
+    """out[out_at + k] += factors[factor_at] * weights[at + k] for k < size, in the order of `place_of`."""
     place = types.intp
-    signature = types.void(out, place, factors, place, weights, place, place, place)
+    signature = types.void(out, place, factors, place, weights, place, place)
     dtype = weights.dtype
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
         out, factor, row = (element_pointer(context, builder, kinds[i], args[i], args[i + 1]) for i in (0, 2, 4))
-        coming = element_pointer(context, builder, kinds[4], args[4], args[6])
         scale = splat(builder, builder.load(factor), _SUM_LANES)
-        with cgutils.for_range(builder, builder.udiv(args[7], ir.Constant(_LONG, CHUNK))) as loop:
+        with cgutils.for_range(builder, builder.udiv(args[6], ir.Constant(_LONG, CHUNK))) as loop:
             at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
-            _prefetch_chunk(builder, builder.gep(coming, [at]), dtype)
             for place, load in _parts(builder, builder.gep(row, [at]), dtype):
                 target = builder.gep(out, [builder.add(at, ir.Constant(_LONG, place))])
                 store_as(builder, multiply_add(builder, scale, load(), load_as(builder, target, _SUM, 4)), target)
@@ -402,6 +426,30 @@ def _by_lane(size: int, result: Callable[[Any, Any, Any], Any]) -> Any:
 # out[at + i] += values[values_at + i] for i < 32, all float32, and *= likewise
 add_chunk = _by_lane(CHUNK, lambda builder, place, value: builder.fadd(load_as(builder, place, _VECTOR), value))
 multiply_chunk = _by_lane(CHUNK, lambda builder, place, value: builder.fmul(load_as(builder, place, _VECTOR), value))
+
+
+@intrinsic
+def add_in_place_order(typingctx: Any, out: Any, at: Any, totals: Any, totals_at: Any, weights: Any) -> Any:
+    """out[at + k] += totals[totals_at + place_of(k, weights)] for k < 32."""
+    paired = getattr(weights, "dtype", None) == types.uint16
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        target, source = (element_pointer(context, builder, signature.args[i], args[i], args[i + 1]) for i in (0, 2))
+        halves = [builder.gep(source, [ir.Constant(_LONG, half)]) for half in (0, LANES)]
+        parts = [load_as(builder, half, _VECTOR) for half in halves]
+        if paired:
+            order = [place for i in range(LANES) for place in (i, LANES + i)]
+            parts = [
+                builder.shuffle_vector(*parts, ir.Constant(_INTS, order[half : half + LANES])) for half in (0, LANES)
+            ]
+        for half, part in zip((0, LANES), parts, strict=True):
+            place = builder.gep(target, [ir.Constant(_LONG, half)])
+            store_as(builder, builder.fadd(load_as(builder, place, _VECTOR), part), place)
+        return context.get_dummy_value()
+
+    return types.void(out, types.intp, totals, types.intp, weights), codegen
+
+
 # out[at + i] = `math.to_bfloat16` of values[values_at + i] for i < 16, and for i < 32
 narrow_vector = _by_lane(LANES, lambda builder, _, value: narrowed(builder, value))
 narrow_chunk = _by_lane(CHUNK, lambda builder, _, value: narrowed(builder, value))

@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.kernels.cpu import aligned
-from engine.kernels.cpu.down import PANEL, PANEL_COLUMNS
+from engine.kernels.cpu.down import NEURON_PARTS, PANEL, PANEL_COLUMNS
 from engine.kernels.cpu.layers import PARTS, TILES, Scratch, step_of_parts
+from engine.kernels.cpu.options import FEW_ROWS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS
 from engine.kernels.cpu.tiles import ROWS
 from engine.models.config import DecoderConfig
@@ -43,7 +44,8 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
         attended=floats(rows, config.q_size),
         h=make_hidden(padded * intermediate),
         intermediate=intermediate,
-        totals=floats(padded * hidden),
+        totals=floats(max(padded, NEURON_PARTS * ROWS) * hidden),
+        partials=floats(NEURON_PARTS, FEW_ROWS * hidden),
         zeros=np.empty((max(PARTS, threads), rows), np.int64),
         kept=np.empty((max(PARTS, threads), rows), np.int64),
         neurons=np.empty(max(PARTS, threads), np.int64),

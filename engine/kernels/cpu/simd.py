@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from engine.kernels.cpu.isa import has_avx512
 from engine.kernels.cpu.options import OPTIONS
 
 LANES = 16
@@ -130,7 +131,7 @@ def _is_weight(dtype: Any) -> bool:
 
 
 def _transposed_dots16(heads: int) -> Any:
-    partials = 4 if heads <= 2 else 2  # sums of one head in turn, so that none waits for the one before
+    partials = 2  # sums of one head in turn, whatever the number of heads: how they are shared out changes no bits
 
     @intrinsic
     def transposed_dots16(
@@ -231,7 +232,7 @@ def _weighted_rows16(heads: int) -> Any:
 # For 1 to 4 query heads that share keys and values, which are widened once for all of them.
 _DOTS_1, _DOTS_2, _DOTS_3, _DOTS_4 = (_transposed_dots16(heads) for heads in range(1, 5))
 _ROWS_1, _ROWS_2, _ROWS_3, _ROWS_4 = (_weighted_rows16(heads) for heads in range(1, 5))
-HEADS = 4  # at most
+HEADS = 4 if has_avx512() else 3  # at most: their sums stay in registers
 
 
 @njit(**OPTIONS)

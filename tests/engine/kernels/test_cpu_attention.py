@@ -103,8 +103,14 @@ class Problem:
         lines, positions = [line for line, _ in rows], [position for _, position in rows]
         return cls(queries, lines, positions, contexts, keys, values, tables, kind)
 
-    def run(self, window: int = 0, rows: Sequence[int] | None = None, out: torch.dtype = torch.float32) -> Tensor:
-        """The kernel's answer for some of the rows, all by default."""
+    def run(
+        self,
+        window: int = 0,
+        rows: Sequence[int] | None = None,
+        out: torch.dtype = torch.float32,
+        threads: int = 2,
+    ) -> Tensor:
+        """The kernel's answer for some of the rows, all by default, shared out among so many threads."""
         chosen = list(range(len(self.lines)) if rows is None else rows)
         result = torch.full((len(chosen), self.queries[0].numel()), torch.nan, dtype=out)
         sequence = np.array([self.lines[row] for row in chosen], np.int32)
@@ -123,7 +129,7 @@ class Problem:
             count = list_pieces(sequence, positions, self.queries.shape[1] // KV_HEADS, pieces)
             tile_attention(*arguments, pieces, count, attention_tiles(), result.numpy())
         else:
-            paged_attention(*arguments, as_array(result))
+            paged_attention(*arguments, threads, as_array(result))
         return result
 
     def expected(self, window: int = 0) -> Tensor:
@@ -242,6 +248,16 @@ def test_threads_do_not_change_the_bits_of_attention(kind: Attention) -> None:
         two = problem.run()
 
     assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("group", range(1, 8))
+@pytest.mark.parametrize("threads", [1, 3, 5, 16])
+def test_how_heads_are_shared_out_does_not_change_the_bits(threads: int, group: int) -> None:
+    problem = Problem.make(ONE_ROW_EACH, group=group, kind=BFLOAT16)
+
+    assert torch.equal(problem.run(threads=threads), problem.run(threads=1))
+    for row in range(len(ONE_ROW_EACH)):  # of which threads share the heads
+        assert torch.equal(problem.run(rows=[row], threads=threads)[0], problem.run(threads=1)[row])
 
 
 def test_a_long_prompt_in_any_chunks() -> None:

@@ -32,17 +32,17 @@ def call_keep(h, rows, intermediate, first, values):  # type: ignore[no-untyped-
 
 
 @njit
-def call_down(config, h, rows, intermediate, down, hidden, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
+def call_down(config, h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out):  # type: ignore[no-untyped-def]
     if config is not None:
         configure(config)
-    multiply_down(h, rows, intermediate, down, hidden, first, last, totals, panel, out)
+    multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel, out)
     if config is not None:
         release()
 
 
 @njit
-def call_skip(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
-    skip_down(h, rows, intermediate, down, hidden, first, last, totals, places, factors, out)
+def call_skip(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
+    skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out)
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,27 @@ class Product:
     down: Tensor
     alone: Tensor
 
-    def add(self, h: Tensor, out: Tensor, first: int, last: int, *, skip: bool = False) -> None:
-        """Add to some columns of `out`. The kernel's memory holds NaN before, as do rows that only fill a tile."""
+    def add(
+        self,
+        h: Tensor,
+        out: Tensor,
+        first: int,
+        last: int,
+        *,
+        skip: bool = False,
+        neurons: tuple[int, int] | None = None,
+    ) -> None:
+        """Add to some columns of `out`, what some or all neurons give.
+
+        The kernel's memory holds NaN before, as do rows that only fill a tile.
+        """
         rows, intermediate = h.shape
         hidden, padded = self.down.shape[1], -(-rows // TILE_ROWS) * TILE_ROWS
         kept = torch.full((padded * intermediate,), torch.nan, dtype=torch.bfloat16 if self.kind.amx else torch.float32)
         call_keep(as_array(kept), rows, intermediate, 0, h.numpy())
         totals = np.full(padded * hidden, np.nan, np.float32)
-        arrays = as_array(kept), rows, intermediate, as_array(self.down).reshape(-1), hidden, first, last, totals
+        some = (*(neurons or (0, intermediate)), first, last)
+        arrays = as_array(kept), rows, intermediate, as_array(self.down).reshape(-1), hidden, *some, totals
         target = out.numpy().reshape(-1)
         if skip:
             call_skip(*arrays, np.full(intermediate + 66, -1), np.full(66, np.nan, np.float32), target)
@@ -131,6 +144,20 @@ def test_is_added_to_what_is_there_in_the_columns_asked_for(rows: int, kind: Kin
     assert torch.equal(out[:, 32:64], before[:, 32:64] + case.alone[:rows, 32:64])
     out[:, 32:64] = before[:, 32:64]
     assert torch.equal(out, before)
+
+
+@every_kind
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 3, 8, 9, 33])
+def test_some_neurons_give_what_they_give_alone(rows: int, skip: bool, kind: Kind) -> None:
+    case = product_of(kind, (544, 64))
+    h, begin, end = case.h[:rows], 96, 416
+    part = Product(kind, h[:, begin:end].contiguous(), case.down[begin:end].contiguous(), torch.empty(0))
+    out = torch.zeros(rows, 64)
+
+    case.add(h, out, 0, 64, skip=skip, neurons=(begin, end))
+
+    assert torch.equal(out, part(part.h))
 
 
 @every_kind

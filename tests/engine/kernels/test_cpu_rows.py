@@ -12,11 +12,14 @@ from torch import Tensor
 
 from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.rows import (
+    FETCHED,
+    add_in_place_order,
     add_listed_pairs,
     add_listed_rows,
     add_row,
     add_rows_4,
     copy64,
+    dots_in_order,
     interleave4,
     interleave32,
     make_dots,
@@ -75,8 +78,18 @@ def call_add_listed_pairs(totals, at, factors, places, split, count, weights, ba
 
 
 @njit
-def call_add_row(out, out_at, factors, factor_at, weights, at, ahead, size):  # type: ignore[no-untyped-def]
-    add_row(out, out_at, factors, factor_at, weights, at, ahead, size)
+def call_add_row(out, out_at, factors, factor_at, weights, at, size):  # type: ignore[no-untyped-def]
+    add_row(out, out_at, factors, factor_at, weights, at, size)
+
+
+@njit
+def call_add_in_place_order(out, at, totals, totals_at, weights):  # type: ignore[no-untyped-def]
+    add_in_place_order(out, at, totals, totals_at, weights)
+
+
+@njit
+def call_dots_in_order(vectors, neurons, out, at, stride, x, x_at, x_stride, weights, base, places, places_at, size):  # type: ignore[no-untyped-def]
+    dots_in_order(vectors, neurons, out, at, stride, x, x_at, x_stride, weights, base, places, places_at, size)
 
 
 @njit
@@ -92,8 +105,10 @@ def compiled_dots(dots: Any) -> Callable[..., None]:
     return call
 
 
-# Rows of weights and vectors that each takes at once: with AVX-512, and without.
-DOTS = {shape: compiled_dots(make_dots(*shape)) for shape in [(1, 1), (8, 2), (4, 4), (4, 2), (2, 6)]}
+# Rows of weights and vectors that each takes at once: in the order of memory, and from a cache.
+DOTS = {(1, vectors): compiled_dots(make_dots(1, vectors, fetch=True)) for vectors in (1, 2, 6)} | {
+    shape: compiled_dots(make_dots(*shape, fetch=False)) for shape in [(4, 1), (4, 4), (2, 6)]
+}
 
 
 def small_integers(*shape: int, seed: int) -> Tensor:
@@ -132,7 +147,7 @@ def dots_of(count: tuple[int, int], x: Tensor, weights: Tensor, places: list[int
         size + 7,
         fenced(weights.float(), BASE, dtype),
         BASE,
-        np.array([-1, *places, -1]),
+        np.array([-1, *places, *[0] * FETCHED]),
         1,
         size,
     )
@@ -173,6 +188,47 @@ def test_dots_have_the_same_bits_however_many_are_computed_together(size: int, d
 
     first, *others = (all_by(*shape) for shape in DOTS)
     assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vectors", range(1, 7))
+def test_dots_in_order_are_those_of_one_vector_and_one_row(vectors: int, dtype: torch.dtype) -> None:
+    x, weights = normal(vectors, 96, seed=1), normal(12, 96, seed=2, dtype=dtype)
+    places = [7, 0, 11, 3, 4]
+    out = torch.full((vectors, 9), torch.nan)
+
+    call_dots_in_order(
+        vectors,
+        len(places),
+        out.numpy().reshape(-1),
+        2,
+        9,
+        fenced(ordered(x, dtype), 3),
+        3,
+        96,
+        fenced(weights.float(), BASE, dtype),
+        BASE,
+        np.array([-1, *places, *[0] * FETCHED]),
+        1,
+        96,
+    )
+
+    expected = [[dots_of((1, 1), row[None], weights, [place])[0, 0] for place in places] for row in x]
+    assert torch.equal(out[:, 2:7], torch.tensor(expected))
+    assert out[:, :2].isnan().all()
+    assert out[:, 7:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_are_added_in_the_order_of_columns(dtype: torch.dtype) -> None:
+    before, sums = normal(32, seed=1), normal(32, seed=2)
+    out = fenced(before, 3)
+
+    call_add_in_place_order(out, 3, fenced(ordered(sums, dtype), 5), 5, as_array(torch.empty(0, dtype=dtype)))
+
+    assert torch.equal(torch.from_numpy(out[3:35]), before + sums)
+    assert np.isnan(out[:3]).all()
+    assert np.isnan(out[35:]).all()
 
 
 @dataclass
@@ -249,7 +305,7 @@ def test_one_row_after_another_is_what_four_at_once_are(first: int, last: int, d
 
     places = [BASE + first + place * case.weights.shape[1] for place in case.places]
     for i, at in enumerate(places):
-        call_add_row(out, 3, factors, 2 + i, weights, at, places[-1], size)
+        call_add_row(out, 3, factors, 2 + i, weights, at, size)
 
     assert torch.equal(torch.from_numpy(out[3 : 3 + size]), case.run(call_add_rows_4))
     assert np.isnan(out[:3]).all()
