@@ -204,6 +204,21 @@ def test_threads_do_not_change_the_bits(sparse: bool, kind: Kind) -> None:
 
 @every_kind
 @both_paths
+@pytest.mark.parametrize("threads", [3, 5, 8])
+def test_a_number_of_threads_that_divides_nothing_does_not_change_the_bits(
+    threads: int, sparse: bool, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:  # fewer will do the work of so many
+        patched.setattr("engine.kernels.cpu.backend.numba.get_num_threads", lambda: threads)
+        many = FeedForward.make(kind)
+
+    for rows in (1, 2, 3, 8, 9, 33):
+        x, step = rows_of(rows), step_of(rows, sparse=sparse)
+        assert torch.equal(many(x, step), feed_forward_of(kind)(x, step))
+
+
+@every_kind
+@both_paths
 def test_what_an_earlier_step_left_in_memory_does_not_matter(sparse: bool, kind: Kind) -> None:
     used, fresh = FeedForward.make(kind), FeedForward.make(kind)
     used(torch.full((40, HIDDEN), torch.nan), step_of(40, sparse=sparse))
