@@ -170,7 +170,7 @@ def _fetch_strip(down, j, count, hidden, first, last, k):  # type: ignore[no-unt
 
 
 @njit(**OPTIONS)
-def cut_rows(first, last):  # type: ignore[no-untyped-def]
+def _cut_rows(first, last):  # type: ignore[no-untyped-def]
     """Of rows first to last - 1, where those end that are taken `SUMMED` at a time, and where those by `FEW`."""
     paired = first + (last - first) // SUMMED * SUMMED
     return paired, paired + (last - paired) // FEW * FEW
@@ -180,7 +180,7 @@ def cut_rows(first, last):  # type: ignore[no-untyped-def]
 def _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals):  # type: ignore[no-untyped-def]
     """totals[r, k : k + 32] += sum over `count` neurons from j on of h[r, j] * down[j], top <= r < bottom."""
     weights = j * hidden + k
-    paired, alone = cut_rows(top, bottom)
+    paired, alone = _cut_rows(top, bottom)
     for r in range(top, paired, SUMMED):
         place, at = r * hidden + k, r * intermediate + j
         add_scaled_together(totals, place, hidden, h, at, intermediate, down, weights, hidden, count)

@@ -110,7 +110,7 @@ def step_of_parts(blocks: int) -> int:
 
 
 @njit(**OPTIONS)
-def part_begin(blocks, step, part, parts):  # type: ignore[no-untyped-def]
+def _part_begin(blocks, step, part, parts):  # type: ignore[no-untyped-def]
     """First block of a part; parts are made of whole steps."""
     return blocks // step * part // parts * step
 
@@ -120,7 +120,7 @@ def neurons_of(intermediate, part, parts):  # type: ignore[no-untyped-def]
     """First neuron of a part, and of the next one."""
     blocks = intermediate // BLOCK
     step = step_of_parts(blocks)
-    return part_begin(blocks, step, part, parts) * BLOCK, part_begin(blocks, step, part + 1, parts) * BLOCK
+    return _part_begin(blocks, step, part, parts) * BLOCK, _part_begin(blocks, step, part + 1, parts) * BLOCK
 
 
 @njit(**OPTIONS)
@@ -277,8 +277,6 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
         h: Out, [rows16 * intermediate], as `multiply_down` wants it.
     """
     intermediate = scratch.intermediate
-    blocks = intermediate // BLOCK
-    step = step_of_parts(blocks)
     # Many rows: parts stay in the cache from gate to up. Few: long stretches of weights come faster from memory.
     # Skipping: active neurons of a whole thread fill their blocks.
     parts = threads if skip or rows <= FEW_ROWS else max(PARTS, threads)
@@ -293,8 +291,7 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
         buffer, words, places = memory[thread], all_words[thread], all_places[thread]
         copy = compacted(up, hidden, all_copies[thread])
         for part in range(parts * thread // threads, parts * (thread + 1) // threads):
-            begin = part_begin(blocks, step, part, parts) * BLOCK
-            end = part_begin(blocks, step, part + 1, parts) * BLOCK
+            begin, end = neurons_of(intermediate, part, parts)
             width = end - begin
             read = 0 if skip else width
             for top in range(0, rows, TOKEN_ROWS):

@@ -145,8 +145,10 @@ def make_dots(num_rows: int, num_vectors: int, *, fetch: bool) -> Any:
             places_pointer = element_pointer(context, builder, kinds[8], args[8], args[9])
             size = args[10]
             rows = _weight_pointers(builder, weights_base, places_pointer, num_rows, size)
-            next_places = builder.gep(places_pointer, [ir.Constant(_LONG, FETCHED)])
-            next_rows = _weight_pointers(builder, weights_base, next_places, num_rows, size)
+            next_rows = []
+            if fetch:
+                next_places = builder.gep(places_pointer, [ir.Constant(_LONG, FETCHED)])
+                next_rows = _weight_pointers(builder, weights_base, next_places, num_rows, size)
             vectors = [
                 builder.gep(x_pointer, [builder.mul(args[5], ir.Constant(_LONG, v))]) for v in range(num_vectors)
             ]
@@ -156,9 +158,8 @@ def make_dots(num_rows: int, num_vectors: int, *, fetch: bool) -> Any:
                     builder.store(ir.Constant(_SUM, [0.0] * _SUM_LANES), total)
             with cgutils.for_range(builder, builder.udiv(size, ir.Constant(_LONG, CHUNK))) as loop:
                 at = builder.mul(loop.index, ir.Constant(_LONG, CHUNK))
-                if fetch:
-                    for row in next_rows:
-                        _prefetch_chunk(builder, builder.gep(row, [at]), dtype)
+                for row in next_rows:
+                    _prefetch_chunk(builder, builder.gep(row, [at]), dtype)
                 by_row = [_parts(builder, builder.gep(row, [at]), dtype) for row in rows]
                 for same_part in zip(*by_row, strict=True):
                     place = builder.add(at, ir.Constant(_LONG, same_part[0][0]))
