@@ -223,7 +223,8 @@ class OurBlock:
         self._kind = kind
         self._amx = has_amx() if amx is None else amx
         self._copies = copies
-        self._gate, self._up = (_copied(store(weight[None], kind), copies) for weight in (weights.gate, weights.up))
+        stored = (store(weight[None], kind, amx=self._amx) for weight in (weights.gate, weights.up))
+        self._gate, self._up = (_copied(weight, copies) for weight in stored)
         self._down = _copied(store_down(weights.down[None], kind), copies)
         self._threads = numba.get_num_threads()
         make = partial(make_hidden, self._kind.of_down, amx=self._amx)

@@ -33,7 +33,10 @@ from engine.kernels.cpu.isa import has_amx
 from engine.kernels.cpu.quantised import (
     INT4_GROUP,
     INT8_GROUP,
+    LANES,
     NEURONS,
+    Int4Weight,
+    PlainIntegerWeight,
     quantise_down,
     quantise_int4,
     quantise_int8,
@@ -73,19 +76,67 @@ def by_neurons(factors: NDArray[Any], shape: torch.Size, group: int) -> NDArray[
     return floats(factors)[:, (neuron // NEURONS * (size // group) + g) * NEURONS + neuron % NEURONS]
 
 
+def in_lanes(values: NDArray[Any], group: int, unit: int) -> NDArray[Any]:
+    """[..., in], of which each lies where vector loops look for it, from how they lie: one after another.
+
+    Of n groups left, the largest power of two up to 8 is taken; each has 8 / that many lanes of all 8, and of every
+    vector so many units, one behind the other.
+    """
+    found, at, first = np.empty_like(values), 0, 0
+    groups = values.shape[-1] // group
+    while first < groups:
+        count = next(count for count in (8, 4, 2, 1) if count <= groups - first)
+        share = LANES // count
+        for vector in range(group // unit // share):
+            for g in range(first, first + count):
+                for lane in range(share):
+                    place = g * group + (vector * share + lane) * unit
+                    found[..., place : place + unit] = values[..., at : at + unit]
+                    at += unit
+        first += count
+    return found
+
+
+def by_rows(factors: NDArray[Any], shape: torch.Size, group: int) -> NDArray[np.float32]:
+    """The factor at each weight [layers, out, in], from those of the groups of one neuron after another."""
+    return floats(factors).reshape(*shape[:2], -1).repeat(group, -1)
+
+
 def read_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    stored = quantise_int8(weight)
+    stored = quantise_int8(weight, amx=True)
     steps = by_neurons(stored.scales, weight.shape, INT8_GROUP)
     return torch.from_numpy(stored.values.reshape(weight.shape) * steps), torch.from_numpy(steps)
 
 
-def read_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    stored = quantise_int4(weight)
-    steps, minima = (by_neurons(part, weight.shape, INT4_GROUP) for part in (stored.scales, stored.minima))
-    layers, out, size = weight.shape
+def read_plain_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    stored = quantise_int8(weight, amx=False)
+    steps = by_rows(stored.scales, weight.shape, INT8_GROUP)
+    return torch.from_numpy(in_lanes(stored.values.reshape(weight.shape), INT8_GROUP, 2) * steps), torch.from_numpy(
+        steps
+    )
+
+
+def halves_of(values: NDArray[Any], shape: torch.Size) -> NDArray[Any]:
+    """[layers, out, in]: a byte has elements i and i + 32 of 64."""
+    layers, out, size = shape
     i = np.arange(size)
-    halves = stored.values.reshape(layers, out, size // 2)[..., i // 64 * 32 + i % 32]
-    whole = np.where(i % 64 < 32, halves & 15, halves >> 4)
+    halves = values.reshape(layers, out, size // 2)[..., i // 64 * 32 + i % 32]
+    return np.where(i % 64 < 32, halves & 15, halves >> 4)
+
+
+def read_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    stored = quantise_int4(weight, amx=True)
+    assert isinstance(stored, Int4Weight)
+    steps, minima = (by_neurons(part, weight.shape, INT4_GROUP) for part in (stored.scales, stored.minima))
+    whole = halves_of(stored.values, weight.shape)
+    return torch.from_numpy(whole * steps + minima), torch.from_numpy(steps)
+
+
+def read_plain_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
+    stored = quantise_int4(weight, amx=False)
+    assert isinstance(stored, PlainIntegerWeight)
+    steps, minima = (by_rows(part, weight.shape, INT4_GROUP) for part in (stored.scales, stored.minima))
+    whole = in_lanes(halves_of(stored.values, weight.shape), INT4_GROUP, 4)
     return torch.from_numpy(whole * steps + minima), torch.from_numpy(steps)
 
 
@@ -104,8 +155,13 @@ def read_down_across(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 # Quantise [layers, out, in] and read it back: the weights, and the step at each.
-READERS = {"int8": read_int8, "int4": read_int4, "down": read_down_across}
-GROUPS = {"int8": INT8_GROUP, "int4": INT4_GROUP, "down": INT8_GROUP}
+READERS = {
+    "int8": read_int8,
+    "plain-int8": read_plain_int8,
+    "int4": read_int4,
+    "plain-int4": read_plain_int4,
+    "down": read_down_across,
+}
 every_kind = pytest.mark.parametrize("kind", READERS)
 
 
@@ -120,7 +176,7 @@ def weights(draw: st.DrawFn) -> Tensor:
     return torch.from_numpy(pattern[(i + 7 * neuron + 31 * layer) % INT8_GROUP] * sizes)
 
 
-@pytest.mark.parametrize("kind", ["int8", "down"])
+@pytest.mark.parametrize("kind", ["int8", "plain-int8", "down"])
 @given(weight=weights())
 def test_eight_bits_are_off_by_half_a_step_at_most(kind: str, weight: Tensor) -> None:
     found, steps = READERS[kind](weight)
@@ -131,10 +187,11 @@ def test_eight_bits_are_off_by_half_a_step_at_most(kind: str, weight: Tensor) ->
     torch.testing.assert_close(steps, largest / 127, rtol=SCALE_ERROR, atol=0)
 
 
+@pytest.mark.parametrize("kind", ["int4", "plain-int4"])
 @given(weight=weights())
-def test_four_bits_are_no_worse_than_sixteen_even_steps_over_the_range(weight: Tensor) -> None:
+def test_four_bits_are_no_worse_than_sixteen_even_steps_over_the_range(kind: str, weight: Tensor) -> None:
     """Least squares may clip a value to serve the others, so it is the group's error that counts."""
-    found, _ = read_int4(weight)
+    found, _ = READERS[kind](weight)
 
     groups = weight.double().reshape(LAYERS, OUT, -1, INT4_GROUP)
     squares = (found.double().reshape(groups.shape) - groups).square().sum(-1)

@@ -75,8 +75,8 @@ class CpuBackend(Backend):
         # A vocabulary that is no multiple of 16 keeps its output matrix.
         self._head_kind = Format.INT8 if quantised and config.vocab_size % 16 == 0 else Format.FLOAT
         self._head_amx = self._amx and (self._head_kind is not Format.FLOAT or weights.lm_head.dtype is torch.bfloat16)
-        self._arrays = _layer_arrays(config, weights, self._kind)
-        self._head = of_layer(store(weights.lm_head[None], self._head_kind), 0)
+        self._arrays = _layer_arrays(config, weights, self._kind, amx=self._amx)
+        self._head = of_layer(store(weights.lm_head[None], self._head_kind, amx=self._head_amx), 0)
         self._final_norm = weights.final_norm.float().numpy()
         self._angles = AngleTable(weights.rope_inv_freq)
         self._none = np.empty(0, np.float32)
@@ -148,7 +148,7 @@ class CpuBackend(Backend):
 
     def store_gate(self, gate: Tensor) -> Any:
         """A gate [intermediate, hidden] for `feed_forward`, in the format of the model's own."""
-        return of_layer(store(gate[None].to(self.weights.embedding.dtype), self._kind), 0)
+        return of_layer(store(gate[None].to(self.weights.embedding.dtype), self._kind, amx=self._amx), 0)
 
     def feed_forward(self, layer: int, x: Tensor, step: StepInputs, gate: Any = None) -> Tensor:
         """One layer's feed-forward alone, for measurements: float32 [rows, hidden], normalised, to the same.
@@ -268,12 +268,12 @@ def _check_widths(config: DecoderConfig, quantization: Quantization) -> None:
             )
 
 
-def _layer_arrays(config: DecoderConfig, weights: DecoderWeights, kind: Format) -> LayerArrays:
+def _layer_arrays(config: DecoderConfig, weights: DecoderWeights, kind: Format, *, amx: bool) -> LayerArrays:
     stacked = weights.stacked
 
     def linear(name: str) -> Any:
         weight = getattr(stacked, name)
-        stored = store_down(weight, kind) if name == "down" else store(weight, kind)
+        stored = store_down(weight, kind) if name == "down" else store(weight, kind, amx=amx)
         if kind is not Format.FLOAT:  # let go of each at once, so that memory never holds all of both
             setattr(stacked, name, weight.new_empty(config.num_layers, 0, weight.shape[-1]))
         return stored

@@ -1,4 +1,4 @@
-"""Products with 32 neurons that lie apart: vectors read them in place, tiles and integers from a copy of their rows.
+"""Products with 32 neurons that lie apart: vectors read them in place, tiles from a copy of their rows.
 
 What a product gives for a neuron does not depend on its neighbours, so the result is the same to the last bit.
 """
@@ -10,6 +10,8 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from engine.kernels.cpu.integer_plain import multiply_neurons
+from engine.kernels.cpu.integer_rows import PlainIntegerRows
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, PlainRows, is_kind, multiply_listed, product
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
@@ -28,7 +30,10 @@ def _copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyp
 
 
 def compacted(weights, size, memory):  # type: ignore[no-untyped-def]
-    """A weight of 32 neurons of `size` values, as `weights`, in `memory`, uint8 (for use in kernels only)."""
+    """A weight of 32 neurons of `size` values, as `weights`, in `memory`, uint8 (for use in kernels only).
+
+    Where neurons are read in place, that is without AMX, it is only some memory.
+    """
     raise NotImplementedError
 
 
@@ -52,9 +57,9 @@ def _compacted(weights, size, memory):  # type: ignore[no-untyped-def]
             )
 
         return int4
-    if weights.dtype == types.float32:
-        return lambda weights, size, memory: memory[: 4 * BLOCK * size].view(np.float32)
-    return lambda weights, size, memory: memory[: 2 * BLOCK * size].view(np.uint16)
+    if getattr(weights, "dtype", None) == types.uint16:
+        return lambda weights, size, memory: memory[: 2 * BLOCK * size].view(np.uint16)
+    return lambda weights, size, memory: memory
 
 
 def copy_neurons(weights, size, places, first, count, out):  # type: ignore[no-untyped-def]
@@ -109,7 +114,7 @@ def product_listed(inputs, rows, first, last, size, weights, places, listed, cou
 def _product_listed(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     if is_kind(inputs, PlainRows):
         return _product_in_place
-    return _product_of_copy
+    return _integers_in_place if is_kind(inputs, PlainIntegerRows) else _product_of_copy
 
 
 def _product_in_place(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
@@ -120,6 +125,10 @@ def _product_in_place(inputs, rows, first, last, size, weights, places, listed, 
             dots_cached(out, at + n - listed, stride, inputs.values, first * size, size, weights, 0, places, n, size)
     else:
         multiply_listed(inputs.values, first, last, size, weights, 0, places, listed, out, at, stride)
+
+
+def _integers_in_place(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+    multiply_neurons(inputs, first, last, size, weights, 0, places, listed, count, 0, out, at, stride)
 
 
 def _product_of_copy(inputs, rows, first, last, size, weights, places, listed, count, copy, out, at, stride, scratch):  # type: ignore[no-untyped-def]
@@ -134,8 +143,8 @@ def fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untype
 
 @overload(fetch_neurons)
 def _fetch_neurons(weights, size, places, first, last):  # type: ignore[no-untyped-def]
-    quantised = is_kind(weights, Int8Weight) or is_kind(weights, Int4Weight)
-    share = 2 if is_kind(weights, Int4Weight) else 1  # values in an element
+    quantised = isinstance(weights, types.BaseNamedTuple)
+    share = 2 if quantised and weights[0].dtype == types.uint8 else 1  # values in an element
 
     def values_only(weights, size, places, first, last):  # type: ignore[no-untyped-def]
         for i in range(first, last):

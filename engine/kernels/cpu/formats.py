@@ -16,7 +16,10 @@ from engine.kernels.cpu.integer_rows import IntegerHidden, IntegerRows, PlainInt
 from engine.kernels.cpu.product import PlainRows, TileRows, product_tiles, tile_columns
 from engine.kernels.cpu.quantised import (
     INT4_GROUP,
+    INT4_UNIT,
     INT8_GROUP,
+    INT8_UNIT,
+    lane_order,
     quantise_down,
     quantise_int4,
     quantise_int8,
@@ -50,11 +53,11 @@ def as_array(tensor: Tensor) -> Array:
     return array
 
 
-def store(weight: Tensor, kind: Format) -> Any:
-    """A weight [layers, out, in] in its format."""
+def store(weight: Tensor, kind: Format, *, amx: bool) -> Any:
+    """A weight [layers, out, in] in its format, quantised ones laid out for AMX or for vector loops."""
     if kind is Format.FLOAT:
         return as_array(weight).reshape(len(weight), -1)
-    return quantise_int8(weight) if kind is Format.INT8 else quantise_int4(weight)
+    return quantise_int8(weight, amx=amx) if kind is Format.INT8 else quantise_int4(weight, amx=amx)
 
 
 def store_down(weight: Tensor, kind: Format) -> Any:
@@ -73,7 +76,10 @@ def make_rows(kind: Format, rows: int, size: int, *, amx: bool) -> Any:
     if amx:
         high, low = (aligned.zeros(padded * size // 4, np.uint32) for _ in range(2))
         return IntegerRows(high, low, scales, sums)
-    return PlainIntegerRows(aligned.zeros(padded * size, np.int16), scales, sums)
+    int4 = kind is Format.INT4
+    order = lane_order(size, kind.group, INT4_UNIT if int4 else INT8_UNIT)
+    values = aligned.zeros(2 * padded * size, np.int8) if int4 else aligned.zeros(padded * size, np.int16)
+    return PlainIntegerRows(values, order, scales, sums)
 
 
 def make_hidden(kind: Format, size: int, *, amx: bool) -> Any:

@@ -1,12 +1,15 @@
-"""Products with quantised weights where AMX is missing: `product` and `multiply_down` by the loops of `integer_words`.
+"""Where AMX is missing: `product` with quantised weights by `integer_dots`, `multiply_down` by `integer_words`.
 
-The integers and the order of the float32 sums are those of AMX. Token rows go through what is made of a block of
-weights a few at a time, and the rest one by one; that changes no sum.
+The integers are those of AMX. Neurons are read in the order of memory, each by a few token rows at a time and the rest
+one by one, which changes no sum.
 """
 
+import numpy as np
+from numba import njit
 from numba.extending import overload
 
 from engine.kernels.cpu.down import add_in_order, multiply_down
+from engine.kernels.cpu.integer_dots import dots_1, dots_2, dots_4
 from engine.kernels.cpu.integer_rows import PlainIntegerHidden, PlainIntegerRows
 from engine.kernels.cpu.integer_words import (
     COLUMNS_ALONE,
@@ -14,50 +17,51 @@ from engine.kernels.cpu.integer_words import (
     TOKENS,
     add_group_alone,
     add_group_together,
-    dots_int4_alone,
-    dots_int4_together,
-    dots_int8_alone,
-    dots_int8_together,
 )
+from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind, product
-from engine.kernels.cpu.quantised import INT8_GROUP, NEURONS, Int4Weight
+from engine.kernels.cpu.quantised import INT8_GROUP
 from engine.kernels.cpu.rows import fetch
+
+FETCHED = 9216  # bytes of weights from the neuron at hand to the one that is fetched
+_CONSECUTIVE = np.arange(BLOCK)
 
 
 @overload(product)
 def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
-    if not is_kind(inputs, PlainIntegerRows):
-        return None
-    return int4_product if is_kind(weights, Int4Weight) else int8_product
+    return integer_product if is_kind(inputs, PlainIntegerRows) else None
 
 
-def int8_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
+def integer_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     """See `product` (for use in kernels only)."""
-    words, row_scales, values, scales = inputs.values, inputs.scales, weights.values, weights.scales
-    alone = first + (last - first) // TOKENS * TOKENS
-    for n in range(neuron, neuron + BLOCK, NEURONS):
-        place = at + n - neuron
-        for r in range(first, alone, TOKENS):
-            target = place + (r - first) * stride
-            dots_int8_together(out, target, stride, words, r, size, row_scales, row_scales, values, n, scales, scales)
-        for r in range(alone, last):
-            target = place + (r - first) * stride
-            dots_int8_alone(out, target, stride, words, r, size, row_scales, row_scales, values, n, scales, scales)
+    line = size // 2 if weights.minima.size else size  # bytes
+    ahead = FETCHED // line
+    multiply_neurons(inputs, first, last, size, weights, neuron, _CONSECUTIVE, 0, BLOCK, ahead, out, at, stride)
 
 
-def int4_product(inputs, rows, first, last, size, weights, neuron, out, at, stride, scratch):  # type: ignore[no-untyped-def]
-    """See `product` (for use in kernels only)."""
-    words, factors, sums = inputs.values, inputs.scales, inputs.sums
-    values, scales, minima = weights.values, weights.scales, weights.minima
-    alone = first + (last - first) // TOKENS * TOKENS
-    for n in range(neuron, neuron + BLOCK, NEURONS):
-        place = at + n - neuron
-        for r in range(first, alone, TOKENS):
-            target = place + (r - first) * stride
-            dots_int4_together(out, target, stride, words, r, size, factors, sums, values, n, scales, minima)
-        for r in range(alone, last):
-            target = place + (r - first) * stride
-            dots_int4_alone(out, target, stride, words, r, size, factors, sums, values, n, scales, minima)
+@njit(**OPTIONS)
+def multiply_neurons(inputs, first, last, size, weights, base, places, listed, count, ahead, out, at, stride):  # type: ignore[no-untyped-def]
+    """`product` of the neurons base + places[listed : listed + count]; fetches what is `ahead` neurons of each."""
+    rows, scales, sums = inputs.values, inputs.scales, inputs.sums
+    values, factors, minima = weights.values, weights.scales, weights.minima
+    row = first
+    while row < last:
+        left, target = last - row, at + (row - first) * stride
+        if left >= 4:
+            for n in range(count):
+                j = base + places[listed + n]
+                dots_4(out, target + n, stride, rows, row, size, scales, sums, values, j, j + ahead, factors, minima)
+            row += 4
+        elif left >= 2:
+            for n in range(count):
+                j = base + places[listed + n]
+                dots_2(out, target + n, stride, rows, row, size, scales, sums, values, j, j + ahead, factors, minima)
+            row += 2
+        else:
+            for n in range(count):
+                j = base + places[listed + n]
+                dots_1(out, target + n, stride, rows, row, size, scales, sums, values, j, j + ahead, factors, minima)
+            row += 1
 
 
 @overload(multiply_down)

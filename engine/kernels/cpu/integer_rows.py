@@ -1,13 +1,13 @@
 """Token rows and act(gate) * up as integers that meet quantised weights: layouts, `pack_row` and `keep_hidden`.
 
 The values of each group of 64 (or 32) become integers of 15 bits and a sign with one scale. AMX takes them in two parts
-of int8, 128 * high + low; vector loops take them whole, as int16.
+of int8, 128 * high + low, and so do vector loops of 4-bit weights; those of 8 bits take them whole, as int16.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
@@ -15,7 +15,7 @@ from engine.kernels.cpu.down import hidden_place, keep_hidden
 from engine.kernels.cpu.integer_simd import LOW_BITS
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import is_kind, pack_row
-from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight
+from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight, PlainIntegerWeight
 from engine.kernels.cpu.tiles import ROWS
 
 Array = NDArray[Any]
@@ -35,11 +35,12 @@ class IntegerRows(NamedTuple):
 
 
 class PlainIntegerRows(NamedTuple):
-    """Token rows without AMX: int16 [rows][in], scales and sums [rows][groups]."""
+    """Token rows without AMX, in the order of the weights' rows; scales and sums [rows][groups]."""
 
-    values: Array
-    scales: Array
-    sums: Array
+    values: Array  # int16 [rows][in] for int8, int8 [rows][high, low][in] for int4
+    order: Array  # int32 [in * bytes of a value / 4], see `lane_order`
+    scales: Array  # float32
+    sums: Array  # float32
 
 
 class IntegerHidden(NamedTuple):
@@ -94,9 +95,9 @@ def group_size(weights):  # type: ignore[no-untyped-def]
 
 @overload(group_size)
 def _group_size(weights):  # type: ignore[no-untyped-def]
-    if is_kind(weights, Int4Weight):
-        return lambda weights: INT4_GROUP
-    return lambda weights: INT8_GROUP
+    int4 = is_kind(weights, Int4Weight) or (is_kind(weights, PlainIntegerWeight) and weights[0].dtype == types.uint8)
+    group = INT4_GROUP if int4 else INT8_GROUP
+    return lambda weights: group
 
 
 def _pack_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
@@ -116,20 +117,45 @@ def _pack_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-unt
             inputs.high[at + w * columns], inputs.low[at + w * columns] = high_words[w], low_words[w]
 
 
-def _pack_plain_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
-    group = group_size(weights)
-    groups = x.size // group
+@njit(**OPTIONS)
+def _group_plain_row(row, x, inputs, group):  # type: ignore[no-untyped-def]
+    """The integers of a row, int16, in its own order; sets its scales and sums."""
+    groups, whole = x.size // group, np.empty(x.size, np.int16)
     for g in range(groups):
         scale = _scale_of(x, g * group, group)
-        total = _to_integers(x, g * group, group, scale, inputs.values, row * x.size + g * group)
+        total = _to_integers(x, g * group, group, scale, whole, g * group)
         inputs.scales[row * groups + g], inputs.sums[row * groups + g] = scale, np.float32(total) * scale
+    return whole
+
+
+@njit(**OPTIONS)
+def _put_in_order(whole, order, out, first):  # type: ignore[no-untyped-def]
+    """Words of 32 bits, which hold a unit of values each."""
+    for k in range(order.size):
+        out[first + k] = whole[order[k]]
+
+
+def _pack_words(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    whole = _group_plain_row(row, x, inputs, group_size(weights)).view(np.uint32)
+    _put_in_order(whole, inputs.order, inputs.values.view(np.uint32), row * whole.size)
+
+
+def _pack_bytes(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    whole = _group_plain_row(row, x, inputs, group_size(weights))
+    high, low = np.empty(x.size, np.int8), np.empty(x.size, np.int8)
+    _split(whole, x.size, high, low, 0)
+    words, size = inputs.values.view(np.uint32), inputs.order.size
+    _put_in_order(high.view(np.uint32), inputs.order, words, 2 * row * size)
+    _put_in_order(low.view(np.uint32), inputs.order, words, (2 * row + 1) * size)
 
 
 @overload(pack_row)
 def _pack_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
     if is_kind(inputs, IntegerRows):
         return _pack_integer_row
-    return _pack_plain_integer_row if is_kind(inputs, PlainIntegerRows) else None
+    if is_kind(inputs, PlainIntegerRows):
+        return _pack_words if inputs[0].dtype == types.int16 else _pack_bytes
+    return None
 
 
 @overload(keep_hidden)

@@ -21,7 +21,7 @@ from engine.kernels.cpu.compact import compacted, fetch_neurons, product_listed
 from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, neuron_parts, skip_down
 from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, is_kind, pack_row, pack_tile, product
-from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight
+from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight, PlainIntegerWeight
 from engine.kernels.cpu.rows import add_chunk, multiply_chunk
 from engine.kernels.cpu.simd import dot
 from engine.kernels.cpu.tiles import ROWS, configure, release
@@ -98,6 +98,10 @@ def _of_layer(weights, layer):  # type: ignore[no-untyped-def]
         return lambda weights, layer: Int8Weight(weights.values[layer], weights.scales[layer])
     if is_kind(weights, Int4Weight):
         return lambda weights, layer: Int4Weight(weights.values[layer], weights.scales[layer], weights.minima[layer])
+    if is_kind(weights, PlainIntegerWeight):
+        return lambda weights, layer: PlainIntegerWeight(
+            weights.values[layer], weights.scales[layer], weights.minima[layer]
+        )
     if is_kind(weights, Int8Down):
         return lambda weights, layer: Int8Down(weights.values[layer], weights.scales[layer])
     return lambda weights, layer: weights[layer]

@@ -1,4 +1,4 @@
-"""Weights of 8 and 4 bits.
+"""Weights of 8 and 4 bits, laid out for AMX or for vector loops.
 
 A group is 64 (int8) or 32 (int4) consecutive values along the axis that a product sums over. Each has a scale, and
 int4 a minimum, in bfloat16. Token rows become integers of 15 bits on the way, in groups of the same size. So what a
@@ -18,7 +18,9 @@ from engine.kernels.cpu.math import from_bfloat16, to_bfloat16
 from engine.kernels.cpu.options import OPTIONS
 
 INT8_GROUP, INT4_GROUP = 64, 32
-NEURONS = 16  # whose scales of one group lie together
+NEURONS = 16  # whose scales of one group lie together for AMX
+LANES = 8  # of the vectors that read weights without AMX, wherever they might be longer: rows are often short
+INT8_UNIT, INT4_UNIT = 2, 4  # consecutive values in a lane, whose products an instruction adds up
 _SHARES = np.array([1.0, 0.95, 0.9, 0.85], np.float32)  # of a group's range, to begin with
 _REFINEMENTS, _STEPS = 3, np.float32(15)
 
@@ -26,7 +28,7 @@ Array = NDArray[Any]
 
 
 class Int8Weight(NamedTuple):
-    """Rows of neurons, summed over along the row; `values[...] * scale` is the weight."""
+    """Rows of neurons for AMX, summed over along the row; `values[...] * scale` is the weight."""
 
     values: Array  # int8 [layers, out * in]
     scales: Array  # bfloat16 bits [layers, (out / 16) * groups * 16]
@@ -40,6 +42,14 @@ class Int4Weight(NamedTuple):
     minima: Array
 
 
+class PlainIntegerWeight(NamedTuple):
+    """Either without AMX: the values of a neuron in `lane_order`, int8, or uint8 of two 4-bit values as above."""
+
+    values: Array
+    scales: Array  # bfloat16 bits [layers, out * groups]
+    minima: Array  # likewise, or [layers, 0] for int8
+
+
 class Int8Down(NamedTuple):
     """Rows of neurons that are summed over: a group is 64 neurons."""
 
@@ -47,7 +57,29 @@ class Int8Down(NamedTuple):
     scales: Array  # bfloat16 bits [layers, intermediate / 64 * hidden]
 
 
-def quantise_int8(weight: Tensor) -> Int8Weight:
+def lane_order(size: int, group: int, unit: int) -> NDArray[np.int32]:
+    """Which `unit` of values of a row lies where: int32 [size / unit].
+
+    Groups are taken eight at a time, so that each has a lane of its own, then four, two and one, which share the lanes
+    out. A lane has a unit of its group in a vector, and more of them in the next ones.
+    """
+    places = np.arange(size // unit, dtype=np.int32).reshape(-1, group // unit)
+    blocks, first = [], 0
+    while first < len(places):
+        count = min(LANES, 1 << ((len(places) - first).bit_length() - 1))
+        lanes = places[first : first + count].reshape(count, -1, LANES // count)
+        blocks.append(lanes.transpose(1, 0, 2).reshape(-1))
+        first += count
+    return np.concatenate(blocks)
+
+
+def _in_lanes(whole: Array, group: int, unit: int) -> Array:
+    """Rows [out, in] of bytes, each in `lane_order`."""
+    units = whole.view(np.dtype(f"u{unit}"))
+    return units.take(lane_order(whole.shape[1], group, unit), axis=1).view(whole.dtype)
+
+
+def quantise_int8(weight: Tensor, *, amx: bool) -> Int8Weight | PlainIntegerWeight:
     """Quantise [layers, out, in], one matrix after another."""
     layers, rows, size = weight.shape
     values = aligned.empty((layers, rows * size), np.int8)
@@ -55,12 +87,13 @@ def quantise_int8(weight: Tensor) -> Int8Weight:
     for layer in range(layers):
         groups = weight[layer].float().reshape(rows, -1, INT8_GROUP)
         whole, scale = _symmetric(groups, -1)
-        values[layer] = whole.reshape(-1).numpy()
-        scales[layer] = _by_neurons(_bits(scale))
-    return Int8Weight(values, scales)
+        found, bits = whole.reshape(rows, size).numpy(), _bits(scale)
+        values[layer] = (found if amx else _in_lanes(found, INT8_GROUP, INT8_UNIT)).reshape(-1)
+        scales[layer] = _by_neurons(bits) if amx else bits.reshape(-1)
+    return Int8Weight(values, scales) if amx else PlainIntegerWeight(values, scales, scales[:, :0])
 
 
-def quantise_int4(weight: Tensor) -> Int4Weight:
+def quantise_int4(weight: Tensor, *, amx: bool) -> Int4Weight | PlainIntegerWeight:
     """Quantise [layers, out, in], one matrix after another."""
     layers, rows, size = weight.shape
     values = aligned.empty((layers, rows * size // 2), np.uint8)
@@ -69,10 +102,13 @@ def quantise_int4(weight: Tensor) -> Int4Weight:
         groups = weight[layer].float().reshape(-1, INT4_GROUP).numpy()
         whole, scale, minimum = np.empty(groups.shape, np.uint8), *np.empty((2, len(groups)), np.uint16)
         _fit(groups, whole, scale, minimum)
-        pairs = whole.reshape(rows, -1, 2, INT4_GROUP)
+        found = whole.reshape(rows, size)
+        found = found if amx else _in_lanes(found, INT4_GROUP, INT4_UNIT)
+        pairs = found.reshape(rows, -1, 2, INT4_GROUP)
         values[layer] = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).reshape(-1)
-        scales[layer], minima[layer] = (_by_neurons(bits.reshape(rows, -1)) for bits in (scale, minimum))
-    return Int4Weight(values, scales, minima)
+        by_row = (bits.reshape(rows, -1) for bits in (scale, minimum))
+        scales[layer], minima[layer] = (_by_neurons(bits) if amx else bits.reshape(-1) for bits in by_row)
+    return Int4Weight(values, scales, minima) if amx else PlainIntegerWeight(values, scales, minima)
 
 
 def quantise_down(weight: Tensor) -> Int8Down:

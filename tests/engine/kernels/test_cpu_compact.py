@@ -1,6 +1,7 @@
-"""Scattered neurons: their copies, and products with them, which are those with the whole weight."""
+"""Scattered neurons: their copies for tiles, and products with them, which are those with the whole weight."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,25 +22,21 @@ from tests.engine.kernels.kinds import normal
 NEURONS, SIZE = 96, 128
 
 
-def _flat(weight: Tensor) -> Any:
-    return as_array(weight).reshape(-1)
+def _bfloat16(weight: Tensor, *, amx: bool) -> Any:
+    return as_array(weight.bfloat16()).reshape(-1)
 
 
-def _layer(quantise: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
-    def store(weight: Tensor) -> Any:
-        stacked = quantise(weight[None])
+def _layer(quantise: Callable[..., Any]) -> Callable[..., Any]:
+    def store(weight: Tensor, *, amx: bool) -> Any:
+        stacked = quantise(weight[None], amx=amx)
         return type(stacked)(*(part[0] for part in stacked))
 
     return store
 
 
-FORMATS = {
-    "float32": _flat,
-    "bfloat16": lambda weight: _flat(weight.bfloat16()),
-    "int8": _layer(quantise_int8),
-    "int4": _layer(quantise_int4),
-}
-every_format = pytest.mark.parametrize("store", FORMATS.values(), ids=FORMATS)
+COPIED = {"bfloat16": _bfloat16, "int8": _layer(quantise_int8), "int4": _layer(quantise_int4)}
+FORMATS = {"float32": lambda weight, *, amx: as_array(weight).reshape(-1), **COPIED}
+every_copied_format = pytest.mark.parametrize("stored", COPIED.values(), ids=COPIED)
 
 
 @njit
@@ -60,8 +57,9 @@ def copied(weights: Any, places: list[int]) -> tuple[Any, Any]:
     return copy, memory
 
 
-@every_format
-def test_a_full_copy_is_the_weight_of_these_neurons(store: Callable[[Tensor], Any]) -> None:
+@every_copied_format
+def test_a_full_copy_is_the_weight_of_these_neurons(stored: Callable[..., Any]) -> None:
+    store = partial(stored, amx=True)
     weight = normal(NEURONS, SIZE, seed=1)
     places = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(2))[:BLOCK]
 
@@ -74,9 +72,10 @@ def test_a_full_copy_is_the_weight_of_these_neurons(store: Callable[[Tensor], An
     assert not memory[-64:].any()
 
 
-@every_format
+@every_copied_format
 @pytest.mark.parametrize("count", [0, 1, 15, 16, 17, 31])
-def test_fewer_neurons_come_first(count: int, store: Callable[[Tensor], Any]) -> None:
+def test_fewer_neurons_come_first(count: int, stored: Callable[..., Any]) -> None:
+    store = partial(stored, amx=True)
     weight = normal(NEURONS, SIZE, seed=1)
     places = list(range(5, 5 + 2 * count, 2))
 
@@ -110,17 +109,14 @@ def call_whole(inputs, config, rows, weights, out, scratch):  # type: ignore[no-
 
 
 @pytest.mark.parametrize("amx", [False, pytest.param(True, marks=pytest.mark.skipif(not has_amx(), reason="no AMX"))])
-@every_format
+@pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 17])
 @pytest.mark.parametrize("count", [1, 15, 32])
-def test_products_with_listed_neurons_are_those_with_all(
-    count: int, rows: int, store: Callable[[Tensor], Any], amx: bool
-) -> None:
-    name = next(name for name, known in FORMATS.items() if known is store)
+def test_products_with_listed_neurons_are_those_with_all(count: int, rows: int, name: str, amx: bool) -> None:
     if amx and name == "float32":
         pytest.skip("tiles take no float32")
     kind = {"int8": Format.INT8, "int4": Format.INT4}.get(name, Format.FLOAT)
-    weights = store(normal(NEURONS, SIZE, seed=1))
+    weights = FORMATS[name](normal(NEURONS, SIZE, seed=1), amx=amx)
     inputs = make_rows(kind, rows, SIZE, amx=amx)
     prepare(normal(rows, SIZE, seed=2).numpy(), np.empty(0, np.float32), np.float32(0), inputs, weights)
     places = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(3))[:count].sort().values.numpy()

@@ -1,4 +1,4 @@
-"""Integer products by vectors: exact sums of each group, taken in with their scales in order."""
+"""Products of 16-bit integers by vectors, and `down` by them: exact sums of each group, taken in with their scales."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +10,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.integer_plain import int4_product, int8_product
-from engine.kernels.cpu.integer_rows import LARGEST, PlainIntegerRows
+from engine.kernels.cpu.integer_rows import LARGEST
 from engine.kernels.cpu.integer_words import (
     COLUMNS_ALONE,
     COLUMNS_TOGETHER,
@@ -22,38 +21,13 @@ from engine.kernels.cpu.integer_words import (
     multiply_words,
     multiply_words_plainly,
 )
-from engine.kernels.cpu.product import BLOCK
-from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
+from engine.kernels.cpu.quantised import INT8_GROUP
 from engine.kernels.cpu.simd import element_pointer, load_as, store_as
+from tests.engine.kernels.integers import bits, integers, powers
 
 Array = NDArray[Any]
 MOST = int(LARGEST)
 SIZE, ROWS = 192, 7
-rng = np.random.default_rng
-
-
-def integers(*shape: int, seed: int, most: int, dtype: Any) -> Array:
-    """Random integers, the largest ones among them."""
-    values = rng(seed).integers(-most, most + 1, shape)
-    values.reshape(-1)[::5] = most
-    values.reshape(-1)[1::7] = -most
-    return values.astype(dtype)
-
-
-def powers(*shape: int, seed: int) -> Array:
-    """float32 that bfloat16 holds exactly and that products with integers keep exact."""
-    return (2.0 ** rng(seed).integers(-20, -9, shape)).astype(np.float32)
-
-
-def bits(values: Array) -> Array:
-    """bfloat16 bits."""
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def by_neurons(factors: Array) -> Array:
-    """[out, groups] as kernels want it: 16 neurons of one group after another."""
-    out, groups = factors.shape
-    return factors.reshape(out // NEURONS, NEURONS, groups).transpose(0, 2, 1).reshape(-1)
 
 
 def compiled(multiply: Callable[..., Any]) -> Callable[..., None]:
@@ -89,70 +63,6 @@ def test_words_are_multiplied_two_by_two_and_added(multiply: Callable[..., Any])
     compiled(multiply)(total, a, b)
 
     np.testing.assert_array_equal(total, expected)
-
-
-def in_order(sums: Array, factors: Array, offsets: Array | None = None) -> Array:
-    """float32 sums over the last axis, one group after another: whole numbers times factors, plus offsets."""
-    total = np.zeros(sums.shape[:-1], np.float32)
-    for g in range(sums.shape[-1]):
-        total = (total.astype(np.float64) + sums[..., g].astype(np.float32) * factors[..., g]).astype(np.float32)
-        if offsets is not None:
-            total = (total.astype(np.float64) + offsets[..., g]).astype(np.float32)
-    return total
-
-
-def grouped_sums(words: Array, values: Array, group: int) -> Array:
-    """Exact sums [rows, neurons, groups]."""
-    parts = words.astype(np.int64)[:, None] * values.astype(np.int64)[None]
-    return parts.reshape(*parts.shape[:2], -1, group).sum(-1)
-
-
-call_int8_product, call_int4_product = njit(int8_product), njit(int4_product)
-every_part = pytest.mark.parametrize(("first", "last"), [(0, 1), (0, ROWS), (2, 2 + TOKENS), (3, ROWS)])
-
-
-@every_part
-def test_int8_products_are_exact_in_each_group(first: int, last: int) -> None:
-    groups, out = SIZE // INT8_GROUP, 2 * BLOCK
-    words = integers(ROWS, SIZE, seed=1, most=MOST, dtype=np.int16)
-    values = integers(out, SIZE, seed=2, most=127, dtype=np.int8)
-    row_scales, scales = powers(ROWS, groups, seed=3), powers(out, groups, seed=4)
-    inputs = PlainIntegerRows(words.reshape(-1), row_scales.reshape(-1), np.full(ROWS * groups, np.nan, np.float32))
-    weights = Int8Weight(values.reshape(-1), bits(by_neurons(scales)))
-    found = np.full((ROWS, out), np.nan, np.float32)
-
-    for neuron in range(0, out, BLOCK):
-        at = first * out + neuron
-        call_int8_product(inputs, ROWS, first, last, SIZE, weights, neuron, found.reshape(-1), at, out, found[0])
-
-    expected = in_order(grouped_sums(words, values, INT8_GROUP), row_scales[:, None] * scales[None])
-    np.testing.assert_array_equal(found[first:last], expected[first:last])
-    assert np.isnan(found[:first]).all()
-    assert np.isnan(found[last:]).all()
-
-
-@every_part
-def test_int4_products_are_exact_in_each_group(first: int, last: int) -> None:
-    groups, out = SIZE // INT4_GROUP, 2 * BLOCK
-    words = integers(ROWS, SIZE, seed=1, most=MOST, dtype=np.int16)
-    values = rng(2).integers(0, 16, (out, SIZE)).astype(np.uint8)
-    packed = values.reshape(out, -1, 2, INT4_GROUP)
-    row_scales, scales, minima = (powers(n, groups, seed=s) for n, s in ((ROWS, 3), (out, 4), (out, 5)))
-    row_sums = powers(ROWS, groups, seed=6)
-    inputs = PlainIntegerRows(words.reshape(-1), row_scales.reshape(-1), row_sums.reshape(-1))
-    nibbles = (packed[:, :, 0] | (packed[:, :, 1] << 4)).reshape(-1)
-    weights = Int4Weight(nibbles, bits(by_neurons(scales)), bits(by_neurons(-minima)))
-    found = np.full((ROWS, out), np.nan, np.float32)
-
-    for neuron in range(0, out, BLOCK):
-        at = first * out + neuron
-        call_int4_product(inputs, ROWS, first, last, SIZE, weights, neuron, found.reshape(-1), at, out, found[0])
-
-    sums = grouped_sums(words, values, INT4_GROUP)
-    expected = in_order(sums, row_scales[:, None] * scales[None], -minima[None] * row_sums[:, None])
-    np.testing.assert_array_equal(found[first:last], expected[first:last])
-    assert np.isnan(found[:first]).all()
-    assert np.isnan(found[last:]).all()
 
 
 @njit
