@@ -36,10 +36,11 @@ from engine.kernels.cpu.integer_simd import (
     dot_int8,
     widen_int4,
 )
+from engine.kernels.cpu.integer_words import LISTED, add_neurons
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind, product, tile_columns, unpack_tile
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Down
-from engine.kernels.cpu.rows import add_listed_integers, interleave4, prefetch
+from engine.kernels.cpu.rows import interleave4, prefetch
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_int8, store, tile_config
 
 Array = NDArray[Any]
@@ -290,7 +291,7 @@ def _skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, tot
         return None
 
     def skip(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors, out):  # type: ignore[no-untyped-def]
-        groups, whole = intermediate // INT8_GROUP, factors[: INT8_GROUP + 1].view(np.int32)
+        groups, whole = intermediate // INT8_GROUP, factors[:INT8_GROUP].view(np.int16)
         counts = np.empty(last - first, np.int32)
         marks = np.empty(INT8_GROUP, np.uint8)
         for r in range(rows):
@@ -303,8 +304,12 @@ def _skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, tot
                     value = hidden_integer(h, r, j, intermediate)
                     places[count], whole[count] = j, value
                     count += value != 0
+                for i in range(count, count + LISTED - 1):  # the last ones are taken together with zeros
+                    places[i], whole[i] = places[0], 0
                 if count > 0:
-                    add_listed_integers(counts, whole, places, count, down.values, first, hidden, last - first)
+                    counts[:] = 0
+                    for i in range(0, count, LISTED):
+                        add_neurons(counts, whole, i, down.values, first, places, i, hidden, last - first)
                     factor = h.scales[r * groups + g]
                     for c in range(0, last - first, NEURONS):
                         scales_at = g * hidden + first + c

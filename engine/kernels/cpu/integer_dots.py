@@ -20,7 +20,16 @@ from engine.kernels.cpu.integer_simd import LOW_BITS
 from engine.kernels.cpu.integer_words import multiply_words
 from engine.kernels.cpu.isa import features
 from engine.kernels.cpu.quantised import INT4_GROUP, INT4_UNIT, INT8_GROUP, INT8_UNIT, LANES
-from engine.kernels.cpu.simd import element_pointer, horizontal_sum, load_as, multiply_add, prefetch_line, store_as
+from engine.kernels.cpu.simd import (
+    advance,
+    element_pointer,
+    horizontal_sum,
+    load_as,
+    multiply_add,
+    prefetch_line,
+    store_as,
+    times,
+)
 
 _FLOAT, _INT, _LONG, _BYTE, _SHORT = ir.FloatType(), ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.IntType(16)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(_FLOAT, LANES)
@@ -32,16 +41,6 @@ _UNROLLED = 8  # vectors of weights in one turn of a loop
 
 def _constants(kind: Any, value: int) -> Any:
     return ir.Constant(kind, [value] * kind.count)
-
-
-def _place(builder: Any, pointer: Any, *offsets: Any) -> Any:
-    for offset in offsets:
-        pointer = builder.gep(pointer, [ir.Constant(_LONG, offset) if isinstance(offset, int) else offset])
-    return pointer
-
-
-def _times(builder: Any, value: Any, factor: int) -> Any:
-    return builder.mul(value, ir.Constant(_LONG, factor))
 
 
 def multiply_bytes(builder: Any, unsigned: Any, signed: Any) -> Any:
@@ -78,8 +77,8 @@ def _int4_vector(builder: Any, weights: Any, inputs: list[Any], sums: list[Any],
     for at, half in enumerate(halves):
         unsigned = builder.bitcast(half, _LINE)
         for i, total in enumerate(sums):
-            pointer = _place(builder, inputs[i // 2], 4 * LANES * at)
-            signed = load_as(builder, _place(builder, pointer, size) if i % 2 else pointer, _LINE, 1)
+            pointer = advance(builder, inputs[i // 2], 4 * LANES * at)
+            signed = load_as(builder, advance(builder, pointer, size) if i % 2 else pointer, _LINE, 1)
             products = multiply_bytes(builder, unsigned, signed)
             builder.store(builder.add(builder.load(total), products), total)
 
@@ -138,13 +137,13 @@ def _make_dots(tokens: int) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             kinds, size = signature.args, args[5]
             groups = builder.udiv(size, ir.Constant(_LONG, group))
-            line = builder.udiv(_times(builder, size, bits), ir.Constant(_LONG, 8))  # bytes of a neuron
+            line = builder.udiv(times(builder, size, bits), ir.Constant(_LONG, 8))  # bytes of a neuron
 
             def array(i: int, offset: Any) -> Any:
                 return element_pointer(context, builder, kinds[i], args[i], offset)
 
             own = [builder.add(args[4], ir.Constant(_LONG, t)) for t in range(tokens)]
-            inputs = [array(3, _times(builder, builder.mul(r, size), parts)) for r in own]
+            inputs = [array(3, times(builder, builder.mul(r, size), parts)) for r in own]
             row_factors = [[array(i, builder.mul(r, groups)) for r in own] for i in (6, 7)]
             weights, ahead = (array(8, builder.mul(args[i], line)) for i in (9, 10))
             factors = [array(i, builder.mul(args[9], groups)) for i in (11, 12)]
@@ -155,29 +154,29 @@ def _make_dots(tokens: int) -> Any:
 
             def add_block(first: Any, count: int) -> None:
                 """Add `count` groups from `first` on."""
-                begin, vectors = _times(builder, first, group), count * group // taken
+                begin, vectors = times(builder, first, group), count * group // taken
                 unrolled = min(vectors, _UNROLLED)
                 for total in sums:
                     builder.store(_constants(total.type.pointee, 0), total)
                 with cgutils.for_range(builder, ir.Constant(_LONG, vectors // unrolled)) as loop:
-                    value = builder.add(begin, _times(builder, loop.index, unrolled * taken))
-                    byte = builder.udiv(_times(builder, value, bits), ir.Constant(_LONG, 8))
+                    value = builder.add(begin, times(builder, loop.index, unrolled * taken))
+                    byte = builder.udiv(times(builder, value, bits), ir.Constant(_LONG, 8))
                     for v in range(unrolled):
                         offset = v * taken * bits // 8
                         if offset % _CACHE_LINE == 0:
-                            prefetch_line(builder, _place(builder, ahead, byte, offset))
-                        source = _place(builder, weights, byte, offset)
-                        met = [_place(builder, pointer, value, v * taken) for pointer in inputs]
+                            prefetch_line(builder, advance(builder, ahead, byte, offset))
+                        source = advance(builder, weights, byte, offset)
+                        met = [advance(builder, pointer, value, v * taken) for pointer in inputs]
                         if bits == 8:
                             _int8_vector(builder, source, met, sums)
                         else:
                             _int4_vector(builder, source, met, sums, size)
                 wholes = [builder.load(total) for total in sums]
                 wholes = wholes if bits == 8 else _join_parts(builder, wholes)
-                scale, minimum = (_place(builder, pointer, first) for pointer in factors)
+                scale, minimum = (advance(builder, pointer, first) for pointer in factors)
                 scale = _by_lane(builder, scale, count)
                 for t, (total, whole) in enumerate(zip(totals, wholes, strict=True)):
-                    row_scale, row_sum = (_place(builder, pointers[t], first) for pointers in row_factors)
+                    row_scale, row_sum = (advance(builder, pointers[t], first) for pointers in row_factors)
                     factor = builder.fmul(scale, _by_lane(builder, row_scale, count))
                     result = multiply_add(builder, builder.sitofp(whole, _FLOATS), factor, builder.load(total))
                     if bits == 4:
@@ -186,7 +185,7 @@ def _make_dots(tokens: int) -> Any:
                     builder.store(result, total)
 
             with cgutils.for_range(builder, builder.udiv(groups, ir.Constant(_LONG, LANES))) as loop:
-                add_block(_times(builder, loop.index, LANES), LANES)
+                add_block(times(builder, loop.index, LANES), LANES)
             for count in (4, 2, 1) if bits == 8 else (4, 2):  # a row has whole pairs of groups of 32
                 bit = builder.and_(groups, ir.Constant(_LONG, count))
                 with builder.if_then(builder.icmp_unsigned("!=", bit, ir.Constant(_LONG, 0))):
@@ -194,7 +193,7 @@ def _make_dots(tokens: int) -> Any:
             target = array(0, args[1])
             for t, total in enumerate(totals):
                 value = horizontal_sum(builder, builder.load(total))
-                store_as(builder, value, _place(builder, target, _times(builder, args[2], t)))
+                store_as(builder, value, advance(builder, target, times(builder, args[2], t)))
             return context.get_dummy_value()
 
         return signature, codegen
@@ -206,4 +205,4 @@ def _make_dots(tokens: int) -> Any:
 # token rows from `row` on; int4 adds minima[g] * row_sums[t, g].
 #   rows, row_scales, row_sums: see `PlainIntegerRows`, whose type says how many bits the weights have;
 #   values, scales, minima: see `PlainIntegerWeight`; following: a neuron whose values are fetched meanwhile.
-dots_1, dots_2, dots_4 = _make_dots(1), _make_dots(2), _make_dots(4)
+dots_1, dots_2, dots_3, dots_4 = (_make_dots(tokens) for tokens in range(1, 5))

@@ -14,10 +14,7 @@ from numba.extending import intrinsic
 
 from engine.kernels.cpu.integer_simd import add_scaled
 from engine.kernels.cpu.isa import features, has_avx512
-from engine.kernels.cpu.simd import (
-    element_pointer,
-    load_as,
-)
+from engine.kernels.cpu.simd import advance, element_pointer, load_as, store_as, times
 
 # Lanes of a sum: those of one register.
 WIDTH = 16 if has_avx512() else 8
@@ -27,16 +24,6 @@ TOKENS = 4
 _INT, _LONG, _BYTE, _SHORT = ir.IntType(32), ir.IntType(64), ir.IntType(8), ir.IntType(16)
 _INTS, _FLOATS = ir.VectorType(_INT, WIDTH), ir.VectorType(ir.FloatType(), WIDTH)
 _WORDS, _BYTES = ir.VectorType(_SHORT, 2 * WIDTH), ir.VectorType(_BYTE, 2 * WIDTH)
-
-
-def _place(builder: Any, pointer: Any, *offsets: Any) -> Any:
-    for offset in offsets:
-        pointer = builder.gep(pointer, [ir.Constant(_LONG, offset) if isinstance(offset, int) else offset])
-    return pointer
-
-
-def _times(builder: Any, value: Any, factor: int) -> Any:
-    return builder.mul(value, ir.Constant(_LONG, factor))
 
 
 def _lanes(builder: Any, vector: Any, places: Any) -> Any:
@@ -77,6 +64,68 @@ def _zeros(kind: Any = _INTS) -> Any:
     return ir.Constant(kind, [0] * kind.count)
 
 
+def _factor_pair(builder: Any, pointer: Any) -> Any:
+    """Integers of two neurons of a token row, in each lane of a vector of words."""
+    both = load_as(builder, pointer, _INT, 2)
+    lane = builder.insert_element(ir.Constant(_INTS, ir.Undefined), both, ir.Constant(_INT, 0))
+    return builder.bitcast(_lanes(builder, lane, [0] * WIDTH), _WORDS)
+
+
+def _weight_pairs(builder: Any, even: Any, odd: Any, first: int) -> Any:
+    """`WIDTH` weights each, from lane `first` on, of two neurons as words side by side."""
+    lanes, count = range(first, first + WIDTH), even.type.count
+    order = [place for lane in lanes for place in (lane, count + lane)]
+    mixed = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_INT, 2 * WIDTH), order))
+    return builder.sext(mixed, _WORDS)
+
+
+LISTED = 4  # of `add_neurons`: few rows that are read in turns still come fast from memory
+_LINE = 16  # columns of them
+
+
+@intrinsic
+def add_neurons(
+    typingctx: Any,
+    counts: Any,
+    words: Any,
+    at: Any,
+    values: Any,
+    base: Any,
+    places: Any,
+    places_at: Any,
+    hidden: Any,
+    columns: Any,
+) -> Any:
+    """counts[k] += sum over i < 4 of words[at + i] * values[base + places[places_at + i] * hidden + k] for k < columns.
+
+    counts: int32. words: int16, of one token row. values: int8. columns: A multiple of 16.
+    """
+    place = types.intp
+    line = ir.VectorType(_BYTE, _LINE)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        counts = element_pointer(context, builder, kinds[0], args[0], ir.Constant(_LONG, 0))
+        words, values, places = (element_pointer(context, builder, kinds[i], args[i], args[i + 1]) for i in (1, 3, 5))
+        pairs = range(0, LISTED, 2)
+        factors = [_factor_pair(builder, advance(builder, words, pair)) for pair in pairs]
+        listed = [builder.load(advance(builder, places, i)) for i in range(LISTED)]
+        rows = [advance(builder, values, builder.mul(neuron, args[7])) for neuron in listed]
+        with cgutils.for_range(builder, builder.udiv(args[8], ir.Constant(_LONG, _LINE))) as loop:
+            column = times(builder, loop.index, _LINE)
+            loaded = [load_as(builder, advance(builder, row, column), line, 1) for row in rows]
+            for first in range(0, _LINE, WIDTH):
+                target = advance(builder, counts, column, first)
+                total = load_as(builder, target, _INTS)
+                for pair, factor in zip(pairs, factors, strict=True):
+                    weights = _weight_pairs(builder, loaded[pair], loaded[pair + 1], first)
+                    total = multiply_words(builder, total, weights, factor)
+                store_as(builder, total, target)
+        return context.get_dummy_value()
+
+    return types.void(counts, words, place, values, place, places, place, place, place), codegen
+
+
 def _make_add_group(tokens: int, vectors: int) -> Any:
     """Intrinsic that adds a group of 64 neurons to `WIDTH * vectors` columns of `tokens` token rows."""
 
@@ -106,26 +155,22 @@ def _make_add_group(tokens: int, vectors: int) -> Any:
             def array(i: int, offset: Any) -> Any:
                 return element_pointer(context, builder, kinds[i], args[i], offset)
 
-            first = _times(builder, group, 64)
+            first = times(builder, group, 64)
             inputs = array(1, builder.add(builder.mul(row, intermediate), first))
             weights = array(5, builder.add(builder.mul(first, hidden), column))
             sums = [[cgutils.alloca_once(builder, _INTS) for _ in range(vectors)] for _ in range(tokens)]
             for total in (total for line in sums for total in line):
                 builder.store(_zeros(), total)
             with cgutils.for_range(builder, ir.Constant(_LONG, 32)) as loop:
-                pair = _times(builder, loop.index, 2)
-                source = _place(builder, weights, builder.mul(pair, hidden))
+                pair = times(builder, loop.index, 2)
+                source = advance(builder, weights, builder.mul(pair, hidden))
                 parts = []
                 for v in range(vectors):
-                    even = load_as(builder, _place(builder, source, v * WIDTH), ir.VectorType(_BYTE, WIDTH), 1)
-                    odd = load_as(builder, _place(builder, source, v * WIDTH, hidden), even.type, 1)
-                    order = [lane for i in range(WIDTH) for lane in (i, WIDTH + i)]
-                    mixed = builder.shuffle_vector(even, odd, ir.Constant(ir.VectorType(_INT, 2 * WIDTH), order))
-                    parts.append(builder.sext(mixed, _WORDS))
+                    even = load_as(builder, advance(builder, source, v * WIDTH), ir.VectorType(_BYTE, WIDTH), 1)
+                    odd = load_as(builder, advance(builder, source, v * WIDTH, hidden), even.type, 1)
+                    parts.append(_weight_pairs(builder, even, odd, 0))
                 for t, line in enumerate(sums):
-                    both = load_as(builder, _place(builder, inputs, pair, _times(builder, intermediate, t)), _INT, 2)
-                    lane = builder.insert_element(ir.Constant(_INTS, ir.Undefined), both, ir.Constant(_INT, 0))
-                    factor = builder.bitcast(_lanes(builder, lane, [0] * WIDTH), _WORDS)
+                    factor = _factor_pair(builder, advance(builder, inputs, pair, times(builder, intermediate, t)))
                     for part, total in zip(parts, line, strict=True):
                         builder.store(multiply_words(builder, builder.load(total), part, factor), total)
             groups = builder.udiv(intermediate, ir.Constant(_LONG, 64))
@@ -134,9 +179,9 @@ def _make_add_group(tokens: int, vectors: int) -> Any:
                 own = builder.add(row, ir.Constant(_LONG, t))
                 factor = builder.load(array(4, builder.add(builder.mul(own, groups), group)))
                 for v, total in enumerate(line):
-                    target = _place(builder, array(0, builder.mul(own, hidden)), column, v * WIDTH)
+                    target = advance(builder, array(0, builder.mul(own, hidden)), column, v * WIDTH)
                     whole = builder.sitofp(builder.load(total), _FLOATS)
-                    add_scaled(builder, target, whole, _place(builder, neuron_scales, v * WIDTH), factor)
+                    add_scaled(builder, target, whole, advance(builder, neuron_scales, v * WIDTH), factor)
             return context.get_dummy_value()
 
         return signature, codegen
@@ -144,9 +189,7 @@ def _make_add_group(tokens: int, vectors: int) -> Any:
     return add_group
 
 
-# Columns of one token row, and of several, whose sums stay in registers.
-COLUMNS_ALONE, COLUMNS_TOGETHER = 64, 32 if has_avx512() else 16
+COLUMNS = 32 if has_avx512() else 16  # of `TOKENS` token rows, whose sums stay in registers
 # totals[r * hidden + k] += (sum over the neurons j of a group of words[r, j] * values[j, k]) * (scales[group, k] *
-# row_scales[r, group]), for token rows r from `row` on and so many columns k from `column` on.
-add_group_alone = _make_add_group(1, COLUMNS_ALONE // WIDTH)
-add_group_together = _make_add_group(TOKENS, COLUMNS_TOGETHER // WIDTH)
+# row_scales[r, group]), for `TOKENS` token rows r from `row` on and `COLUMNS` columns k from `column` on.
+add_group = _make_add_group(TOKENS, COLUMNS // WIDTH)

@@ -601,38 +601,3 @@ def _add_listed(*, paired: bool) -> Any:
 add_listed_rows = _add_listed(paired=False)
 # Likewise in AMX's order: the first `split` on their own, the others on their own, then both together.
 add_listed_pairs = _add_listed(paired=True)
-
-
-@intrinsic
-def add_listed_integers(
-    typingctx: Any, out: Any, factors: Any, places: Any, count: Any, weights: Any, base: Any, stride: Any, size: Any
-) -> Any:
-    """out[k] = sum over i < count of factors[i] * weights[base + places[i] * stride + k], int32 of int32 and int8."""
-    place = types.intp
-    signature = types.void(out, factors, places, place, weights, place, place, place)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = signature.args
-        out, factors, places = (element_pointer(context, builder, kinds[i], args[i], _FIRST) for i in range(3))
-        weights = element_pointer(context, builder, kinds[4], args[4], args[5])
-        sums = [cgutils.alloca_once(builder, _INTS) for _ in range(2)]
-        with cgutils.for_range(builder, builder.udiv(args[7], ir.Constant(_LONG, CHUNK))) as outer:
-            column = builder.mul(outer.index, ir.Constant(_LONG, CHUNK))
-            for total in sums:
-                builder.store(_constant(0), total)
-            with cgutils.for_range(builder, args[3]) as loop:
-                factor = builder.load(builder.gep(factors, [loop.index]))
-                single = builder.insert_element(ir.Constant(_INTS, ir.Undefined), factor, ir.Constant(_INT, 0))
-                scale = builder.shuffle_vector(single, ir.Constant(_INTS, ir.Undefined), _constant(0))
-                row = builder.add(builder.mul(builder.load(builder.gep(places, [loop.index])), args[6]), column)
-                for half, total in enumerate(sums):
-                    at = builder.add(row, ir.Constant(_LONG, half * LANES))
-                    narrow = load_as(builder, builder.gep(weights, [at]), ir.VectorType(ir.IntType(8), LANES), 1)
-                    product = builder.mul(builder.sext(narrow, _INTS), scale)
-                    builder.store(builder.add(builder.load(total), product), total)
-            for half, total in enumerate(sums):
-                target = builder.gep(out, [builder.add(column, ir.Constant(_LONG, half * LANES))])
-                store_as(builder, builder.load(total), target)
-        return context.get_dummy_value()
-
-    return signature, codegen

@@ -81,6 +81,19 @@ def element_pointer(context: Any, builder: Any, array_type: Any, array: Any, off
     return builder.gep(context.make_array(array_type)(context, builder, value=array).data, [offset])
 
 
+def advance(builder: Any, pointer: Any, *offsets: Any) -> Any:
+    """An address so many elements further on: integers of Python or of 64 bits."""
+    for offset in offsets:
+        step = ir.Constant(ir.IntType(64), offset) if isinstance(offset, int) else offset
+        pointer = builder.gep(pointer, [step])
+    return pointer
+
+
+def times(builder: Any, value: Any, factor: int) -> Any:
+    """A multiple of an integer of 64 bits."""
+    return builder.mul(value, ir.Constant(ir.IntType(64), factor))
+
+
 def load_as(builder: Any, pointer: Any, kind: Any, align: int = 4) -> Any:
     """Load a value of an LLVM type from wherever it lies."""
     return builder.load(builder.bitcast(pointer, kind.as_pointer()), align=align)
