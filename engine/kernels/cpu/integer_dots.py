@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from engine.kernels.cpu.integer_simd import LOW_BITS
-from engine.kernels.cpu.integer_words import multiply_words
+from engine.kernels.cpu.integer_words import call_llvm, multiply_words
 from engine.kernels.cpu.isa import features
 from engine.kernels.cpu.quantised import INT4_GROUP, INT4_UNIT, INT8_GROUP, INT8_UNIT, LANES
 from engine.kernels.cpu.simd import (
@@ -25,6 +25,7 @@ from engine.kernels.cpu.simd import (
     element_pointer,
     horizontal_sum,
     load_as,
+    load_vector,
     multiply_add,
     prefetch_line,
     store_as,
@@ -47,9 +48,7 @@ def multiply_bytes(builder: Any, unsigned: Any, signed: Any) -> Any:
     """Sums of two products each, int16 [2 * LANES], of bytes [4 * LANES]; these must not exceed 16 bits."""
     if "avx2" not in features():
         return multiply_bytes_plainly(builder, unsigned, signed)
-    kind = ir.FunctionType(_WORDS, [_LINE] * 2)
-    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.ub.sw")
-    return builder.call(function, [unsigned, signed])
+    return call_llvm(builder, "llvm.x86.avx2.pmadd.ub.sw", _WORDS, unsigned, signed)
 
 
 def multiply_bytes_plainly(builder: Any, unsigned: Any, signed: Any) -> Any:
@@ -94,12 +93,8 @@ def _join_parts(builder: Any, sums: list[Any]) -> list[Any]:
 
 def _by_lane(builder: Any, pointer: Any, count: int, *, once: bool = False) -> Any:
     """Factors of `count` groups, float32 or bfloat16 bits, in each group's lanes, or in the first of them only."""
-    bits = pointer.type.pointee == _SHORT
-    kind = ir.VectorType(_SHORT if bits else _FLOAT, count)
-    factors = load_as(builder, pointer, kind, 2 if bits else 4)
-    if bits:
-        wide = builder.zext(factors, ir.VectorType(_INT, count))
-        factors = builder.bitcast(builder.shl(wide, _constants(wide.type, 16)), ir.VectorType(_FLOAT, count))
+    dtype = types.uint16 if pointer.type.pointee == _SHORT else types.float32
+    factors = load_vector(builder, pointer, dtype, count)
     share = LANES // count
     lanes = [count if once and lane % share else lane // share for lane in range(LANES)]
     order = ir.Constant(ir.VectorType(_INT, LANES), lanes)
@@ -173,15 +168,16 @@ def _make_dots(tokens: int) -> Any:
                             _int4_vector(builder, source, met, sums, size)
                 wholes = [builder.load(total) for total in sums]
                 wholes = wholes if bits == 8 else _join_parts(builder, wholes)
-                scale, minimum = (advance(builder, pointer, first) for pointer in factors)
-                scale = _by_lane(builder, scale, count)
+                spread = partial(_by_lane, builder, count=count)
+                own_scales, own_minima = (advance(builder, pointer, first) for pointer in factors)
+                scale = spread(own_scales)
+                minimum = spread(own_minima, once=True) if bits == 4 else None
                 for t, (total, whole) in enumerate(zip(totals, wholes, strict=True)):
                     row_scale, row_sum = (advance(builder, pointers[t], first) for pointers in row_factors)
-                    factor = builder.fmul(scale, _by_lane(builder, row_scale, count))
+                    factor = builder.fmul(scale, spread(row_scale))
                     result = multiply_add(builder, builder.sitofp(whole, _FLOATS), factor, builder.load(total))
-                    if bits == 4:
-                        spread = partial(_by_lane, builder, count=count, once=True)
-                        result = multiply_add(builder, spread(minimum), spread(row_sum), result)
+                    if minimum is not None:
+                        result = multiply_add(builder, minimum, spread(row_sum, once=True), result)
                     builder.store(result, total)
 
             with cgutils.for_range(builder, builder.udiv(groups, ir.Constant(_LONG, LANES))) as loop:

@@ -1,6 +1,6 @@
 """Vector loops around integer products, in LLVM IR: integers of a group to float32 sums, and 4-bit values to bytes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -209,28 +209,18 @@ def _add_halves(builder: Any, a: Any, b: Any, count: int) -> Any:
     return builder.add(_fours(builder, a, b, first), _fours(builder, a, b, second))
 
 
-def _added(builder: Any, sums_of: Callable[[int], list[Any]], first: int, count: int) -> list[Any]:
-    """`count` vectors from number `first` on, added up as far as one vector can hold them, see `lane_totals`."""
+def _added(builder: Any, vectors: list[Any]) -> Any:
+    """Vectors of int32, added up until one holds them: with as many as it has lanes, lane n is the sum of vector n."""
+    count = len(vectors)
     if count == 1:
-        return sums_of(first)
-    halves = (_added(builder, sums_of, first + at, count // 2) for at in (0, count // 2))
-    return [_add_halves(builder, a, b, count) for a, b in zip(*halves, strict=True)]
-
-
-def lane_totals(builder: Any, sums_of: Callable[[int], list[Any]], lanes: int) -> list[Any]:
-    """Sums of vectors of int32: lane n of a result is the sum of all lanes of vector n.
-
-    Args:
-        sums_of: Makes the vectors of number n, one for each result. They are asked for in turn and added up at once, so
-            that few of them are in registers.
-        lanes: Of a vector, 8 or 16, and as many numbers.
-    """
-    return _added(builder, sums_of, 0, lanes)
+        return vectors[0]
+    half = count // 2
+    return _add_halves(builder, _added(builder, vectors[:half]), _added(builder, vectors[half:]), count)
 
 
 def _totals_of_halves(builder: Any, parts: list[Any]) -> list[Any]:
     """The sums of the lower halves of 16 vectors, and of the upper ones."""
-    a, b, c, d = (_added(builder, lambda n: [parts[n]], first, 4)[0] for first in range(0, LANES, 4))
+    a, b, c, d = (_added(builder, parts[first : first + 4]) for first in range(0, LANES, 4))
     totals = []
     for pair in ((0, 1, 4, 5), (2, 3, 6, 7)):
         left, right = _fours(builder, a, b, pair), _fours(builder, c, d, pair)
@@ -306,7 +296,7 @@ def dot_int8(
                 prefetch_line(builder, builder.gep(line, [builder.mul(size, ir.Constant(_LONG, 2 * LANES))]))
                 lines.append(builder.xor(load_as(builder, line, _LINE, align=1), _bytes(_OFFSET)))
             sums = _neuron_sums(builder, high, low, start, lines)
-            whole = builder.sitofp(lane_totals(builder, lambda n: [sums[n]], LANES)[0], _FLOATS)
+            whole = builder.sitofp(_added(builder, sums), _FLOATS)
             row = builder.load(builder.gep(row_scales, [builder.mul(loop.index, args[5])]))
             neurons = builder.gep(scales, [builder.mul(loop.index, ir.Constant(_LONG, LANES))])
             factor = builder.fmul(load_vector(builder, neurons, types.uint16), splat(builder, row))

@@ -33,7 +33,8 @@ def _lanes(builder: Any, vector: Any, places: Any) -> Any:
     )
 
 
-def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
+def call_llvm(builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """What an intrinsic of LLVM makes of vectors, of type `result`."""
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
@@ -43,11 +44,11 @@ def multiply_words(builder: Any, total: Any, a: Any, b: Any) -> Any:
     kind = total.type
     if kind.count == 16 and "avx512vnni" in features():
         pairs = (builder.bitcast(words, kind) for words in (a, b))
-        return _call(builder, "llvm.x86.avx512.vpdpwssd.512", kind, total, *pairs)
+        return call_llvm(builder, "llvm.x86.avx512.vpdpwssd.512", kind, total, *pairs)
     if kind.count == 16 and has_avx512():
-        return builder.add(total, _call(builder, "llvm.x86.avx512.pmaddw.d.512", kind, a, b))
+        return builder.add(total, call_llvm(builder, "llvm.x86.avx512.pmaddw.d.512", kind, a, b))
     if kind.count == 8 and "avx2" in features():
-        return builder.add(total, _call(builder, "llvm.x86.avx2.pmadd.wd", kind, a, b))
+        return builder.add(total, call_llvm(builder, "llvm.x86.avx2.pmadd.wd", kind, a, b))
     return multiply_words_plainly(builder, total, a, b)
 
 
@@ -58,10 +59,6 @@ def multiply_words_plainly(builder: Any, total: Any, a: Any, b: Any) -> Any:
         wide = (builder.sext(_lanes(builder, words, lanes), total.type) for words in (a, b))
         total = builder.add(total, builder.mul(*wide))
     return total
-
-
-def _zeros(kind: Any = _INTS) -> Any:
-    return ir.Constant(kind, [0] * kind.count)
 
 
 def _factor_pair(builder: Any, pointer: Any) -> Any:
@@ -126,70 +123,67 @@ def add_neurons(
     return types.void(counts, words, place, values, place, places, place, place, place), codegen
 
 
-def _make_add_group(tokens: int, vectors: int) -> Any:
-    """Intrinsic that adds a group of 64 neurons to `WIDTH * vectors` columns of `tokens` token rows."""
-
-    @intrinsic
-    def add_group(
-        typingctx: Any,
-        totals: Any,
-        words: Any,
-        row: Any,
-        intermediate: Any,
-        row_scales: Any,
-        values: Any,
-        scales: Any,
-        group: Any,
-        hidden: Any,
-        column: Any,
-    ) -> Any:
-        place = types.intp
-        signature = types.void(totals, words, place, place, row_scales, values, scales, place, place, place)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            kinds, (row, intermediate, group, hidden, column) = (
-                signature.args,
-                (args[2], args[3], args[7], args[8], args[9]),
-            )
-
-            def array(i: int, offset: Any) -> Any:
-                return element_pointer(context, builder, kinds[i], args[i], offset)
-
-            first = times(builder, group, 64)
-            inputs = array(1, builder.add(builder.mul(row, intermediate), first))
-            weights = array(5, builder.add(builder.mul(first, hidden), column))
-            sums = [[cgutils.alloca_once(builder, _INTS) for _ in range(vectors)] for _ in range(tokens)]
-            for total in (total for line in sums for total in line):
-                builder.store(_zeros(), total)
-            with cgutils.for_range(builder, ir.Constant(_LONG, 32)) as loop:
-                pair = times(builder, loop.index, 2)
-                source = advance(builder, weights, builder.mul(pair, hidden))
-                parts = []
-                for v in range(vectors):
-                    even = load_as(builder, advance(builder, source, v * WIDTH), ir.VectorType(_BYTE, WIDTH), 1)
-                    odd = load_as(builder, advance(builder, source, v * WIDTH, hidden), even.type, 1)
-                    parts.append(_weight_pairs(builder, even, odd, 0))
-                for t, line in enumerate(sums):
-                    factor = _factor_pair(builder, advance(builder, inputs, pair, times(builder, intermediate, t)))
-                    for part, total in zip(parts, line, strict=True):
-                        builder.store(multiply_words(builder, builder.load(total), part, factor), total)
-            groups = builder.udiv(intermediate, ir.Constant(_LONG, 64))
-            neuron_scales = array(6, builder.add(builder.mul(group, hidden), column))
-            for t, line in enumerate(sums):
-                own = builder.add(row, ir.Constant(_LONG, t))
-                factor = builder.load(array(4, builder.add(builder.mul(own, groups), group)))
-                for v, total in enumerate(line):
-                    target = advance(builder, array(0, builder.mul(own, hidden)), column, v * WIDTH)
-                    whole = builder.sitofp(builder.load(total), _FLOATS)
-                    add_scaled(builder, target, whole, advance(builder, neuron_scales, v * WIDTH), factor)
-            return context.get_dummy_value()
-
-        return signature, codegen
-
-    return add_group
-
-
 COLUMNS = 32 if has_avx512() else 16  # of `TOKENS` token rows, whose sums stay in registers
-# totals[r * hidden + k] += (sum over the neurons j of a group of words[r, j] * values[j, k]) * (scales[group, k] *
-# row_scales[r, group]), for `TOKENS` token rows r from `row` on and `COLUMNS` columns k from `column` on.
-add_group = _make_add_group(TOKENS, COLUMNS // WIDTH)
+_VECTORS = COLUMNS // WIDTH
+
+
+@intrinsic
+def add_group(
+    typingctx: Any,
+    totals: Any,
+    words: Any,
+    row: Any,
+    intermediate: Any,
+    row_scales: Any,
+    values: Any,
+    scales: Any,
+    group: Any,
+    hidden: Any,
+    column: Any,
+) -> Any:
+    """totals[r * hidden + k] += (sum of words[r, j] * values[j, k]) * (scales[group, k] * row_scales[r, group]).
+
+    For `TOKENS` token rows r from `row` on and `COLUMNS` columns k from `column` on, over the neurons j of a group.
+    """
+    place = types.intp
+    signature = types.void(totals, words, place, place, row_scales, values, scales, place, place, place)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds, (row, intermediate, group, hidden, column) = (
+            signature.args,
+            (args[2], args[3], args[7], args[8], args[9]),
+        )
+
+        def array(i: int, offset: Any) -> Any:
+            return element_pointer(context, builder, kinds[i], args[i], offset)
+
+        first = times(builder, group, 64)
+        inputs = array(1, builder.add(builder.mul(row, intermediate), first))
+        weights = array(5, builder.add(builder.mul(first, hidden), column))
+        sums = [[cgutils.alloca_once(builder, _INTS) for _ in range(_VECTORS)] for _ in range(TOKENS)]
+        for total in (total for line in sums for total in line):
+            builder.store(ir.Constant(_INTS, [0] * WIDTH), total)
+        with cgutils.for_range(builder, ir.Constant(_LONG, 32)) as loop:
+            pair = times(builder, loop.index, 2)
+            source = advance(builder, weights, builder.mul(pair, hidden))
+            parts = []
+            for v in range(_VECTORS):
+                even = load_as(builder, advance(builder, source, v * WIDTH), ir.VectorType(_BYTE, WIDTH), 1)
+                odd = load_as(builder, advance(builder, source, v * WIDTH, hidden), even.type, 1)
+                parts.append(_weight_pairs(builder, even, odd, 0))
+            for t, line in enumerate(sums):
+                factor = _factor_pair(builder, advance(builder, inputs, pair, times(builder, intermediate, t)))
+                for part, total in zip(parts, line, strict=True):
+                    builder.store(multiply_words(builder, builder.load(total), part, factor), total)
+        groups = builder.udiv(intermediate, ir.Constant(_LONG, 64))
+        neuron_scales = array(6, builder.add(builder.mul(group, hidden), column))
+        for t, line in enumerate(sums):
+            own = builder.add(row, ir.Constant(_LONG, t))
+            factor = builder.load(array(4, builder.add(builder.mul(own, groups), group)))
+            for v, total in enumerate(line):
+                target = advance(builder, array(0, builder.mul(own, hidden)), column, v * WIDTH)
+                whole = builder.sitofp(builder.load(total), _FLOATS)
+                add_scaled(builder, target, whole, advance(builder, neuron_scales, v * WIDTH), factor)
+        return context.get_dummy_value()
+
+    return signature, codegen

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.integer_dots import multiply_bytes, multiply_bytes_plainly
@@ -22,8 +20,7 @@ from engine.kernels.cpu.quantised import (
     PlainIntegerWeight,
     lane_order,
 )
-from engine.kernels.cpu.simd import element_pointer, load_as, store_as
-from tests.engine.kernels.integers import bits, integers, powers, rng
+from tests.engine.kernels.integers import bits, compiled, integer_vector, integers, powers, rng
 
 Array = NDArray[Any]
 MOST = int(LARGEST)
@@ -48,35 +45,13 @@ def test_a_lane_has_values_of_one_group(size: int, group: int, unit: int) -> Non
         np.testing.assert_array_equal(order, np.arange(32))
 
 
-def compiled(multiply: Callable[..., Any]) -> Callable[..., None]:
-    lines = ir.VectorType(ir.IntType(8), 4 * LANES)
-
-    @intrinsic
-    def call(typingctx: Any, out: Any, unsigned: Any, signed: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            first = ir.Constant(ir.IntType(64), 0)
-            pointers = [
-                element_pointer(context, builder, kind, arg, first)
-                for kind, arg in zip(signature.args, args, strict=True)
-            ]
-            store_as(builder, multiply(builder, *(load_as(builder, p, lines) for p in pointers[1:])), pointers[0])
-            return context.get_dummy_value()
-
-        return types.void(out, unsigned, signed), codegen
-
-    @njit
-    def run(out, unsigned, signed):  # type: ignore[no-untyped-def]
-        call(out, unsigned, signed)
-
-    return run
-
-
 @pytest.mark.parametrize("multiply", [multiply_bytes, multiply_bytes_plainly])
 def test_bytes_are_multiplied_and_added_two_by_two(multiply: Callable[..., Any]) -> None:
     unsigned, signed = rng(1).integers(0, 16, 32).astype(np.uint8), integers(32, seed=2, most=127, dtype=np.int8)
     found = np.zeros(16, np.int16)
 
-    compiled(multiply)(found, unsigned, signed)
+    line = integer_vector(8, 4 * LANES)
+    compiled(multiply, line, line)(found, unsigned, signed)
 
     np.testing.assert_array_equal(found, (unsigned.astype(np.int64) * signed).reshape(16, 2).sum(1))
 

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from llvmlite import ir
-from numba import njit, types
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.integer_rows import LARGEST
@@ -22,36 +20,11 @@ from engine.kernels.cpu.integer_words import (
     multiply_words_plainly,
 )
 from engine.kernels.cpu.quantised import INT8_GROUP
-from engine.kernels.cpu.simd import element_pointer, load_as, store_as
-from tests.engine.kernels.integers import bits, integers, powers
+from tests.engine.kernels.integers import bits, compiled, integer_vector, integers, powers
 
 Array = NDArray[Any]
 MOST = int(LARGEST)
 SIZE, ROWS = 192, 7
-
-
-def compiled(multiply: Callable[..., Any]) -> Callable[..., None]:
-    ints, words = (ir.VectorType(ir.IntType(width), count) for width, count in ((32, WIDTH), (16, 2 * WIDTH)))
-
-    @intrinsic
-    def call(typingctx: Any, total: Any, a: Any, b: Any) -> Any:
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            first = ir.Constant(ir.IntType(64), 0)
-            pointers = [
-                element_pointer(context, builder, kind, arg, first)
-                for kind, arg in zip(signature.args, args, strict=True)
-            ]
-            values = [load_as(builder, p, kind) for p, kind in zip(pointers, (ints, words, words), strict=True)]
-            store_as(builder, multiply(builder, *values), pointers[0])
-            return context.get_dummy_value()
-
-        return types.void(total, a, b), codegen
-
-    @njit
-    def run(total, a, b):  # type: ignore[no-untyped-def]
-        call(total, a, b)
-
-    return run
 
 
 @pytest.mark.parametrize("multiply", [multiply_words, multiply_words_plainly])
@@ -60,7 +33,8 @@ def test_words_are_multiplied_two_by_two_and_added(multiply: Callable[..., Any])
     total = integers(WIDTH, seed=3, most=1000, dtype=np.int32)
     expected = total + (a.astype(np.int64) * b).reshape(WIDTH, 2).sum(1)
 
-    compiled(multiply)(total, a, b)
+    words = integer_vector(16, 2 * WIDTH)
+    compiled(multiply, integer_vector(32, WIDTH), words, words)(total, total, a, b)
 
     np.testing.assert_array_equal(total, expected)
 
