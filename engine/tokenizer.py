@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateSyntaxError
-from transformers.utils.chat_template_utils import render_jinja_template
-
+from engine.chat_template import ChatTemplate
 from engine.errors import InvalidRequest, ModelLoadError
 from engine.token_bytes import token_bytes
 from engine.tokenizer_gguf import load_gguf
@@ -48,13 +46,11 @@ class Tokenizer:
     def __init__(self, parts: TokenizerParts) -> None:
         self._backend = parts.backend
         self._bytes = token_bytes(parts.backend)
-        self._special_tokens = dict(parts.special_tokens)
-        self._chat_template = parts.chat_template
+        source = parts.chat_template
+        self._chat_template = None if source is None else ChatTemplate(source, parts.special_tokens)
         self.vocab_size = len(self._bytes.all)
         self.eos_token_ids = parts.eos_token_ids
         self.prefix_spaces = self._bytes.prefix_spaces
-        if parts.chat_template is not None:
-            self._check_chat_template()
 
     @property
     def has_chat_template(self) -> bool:
@@ -99,7 +95,7 @@ class Tokenizer:
         if not messages:
             raise InvalidRequest("messages must hold at least one message", "messages")
         try:
-            return self._render(messages, add_generation_prompt)
+            return self._chat_template.render(messages, add_generation_prompt)
         except Exception as error:  # a template is a program of the checkpoint's author: it may raise anything
             raise InvalidRequest(f"the model's chat template rejects the messages: {error}", "messages") from error
 
@@ -143,22 +139,3 @@ class Tokenizer:
         except TypeError:  # what tokenizers says to a str that has no UTF-8 form
             raise InvalidRequest(f"{field} holds an unpaired surrogate, which is not Unicode text", field) from None
         return ids
-
-    def _render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool) -> str:
-        rendered: list[str]
-        rendered, _ = render_jinja_template(
-            conversations=[list(messages)],
-            chat_template=self._chat_template,
-            add_generation_prompt=add_generation_prompt,
-            **self._special_tokens,
-        )
-        return rendered[0]
-
-    def _check_chat_template(self) -> None:
-        """Compile the template, so that a broken one fails the start and the first request does not wait for it."""
-        try:
-            self._render([{"role": "user", "content": "Hello"}], True)
-        except TemplateSyntaxError as error:
-            raise ModelLoadError(f"the model's chat template is not valid Jinja: {error}") from error
-        except Exception:  # valid, but it wants other messages
-            return

@@ -17,7 +17,15 @@ from rich.console import Console
 from server import cli_eval, cli_tune
 from server import cli_options as opt
 from server.cli_eval_options import MEASURE
-from server.cli_support import check_writable, engine_config, errors_as_one_line, given, progress_on, write_json
+from server.cli_support import (
+    check_writable,
+    engine_config,
+    errors_as_one_line,
+    garbage_ignored,
+    given,
+    progress_on,
+    write_json,
+)
 from server.loadgen import BenchConfig, Endpoint, run_benchmark, run_event_loop
 from server.loadgen_client import RequestError, Target
 from server.loadgen_report import print_report
@@ -156,8 +164,9 @@ def serve(
 
     Options of the panel "Server" may also come from the environment: SILUETTE_PORT=9000.
     """
-    from engine import EngineError
-    from server.serve import serve as run_server
+    with garbage_ignored():
+        from engine import EngineError
+        from server.serve import serve as run_server
 
     settings = _server_settings(context)
     with errors_as_one_line(EngineError, OSError):
@@ -204,8 +213,9 @@ def generate(
     threads: opt.Threads = None,
 ) -> None:
     """Generate text without a server: one sample streams, several stand side by side."""
-    from engine import LLM, Activation, EngineError, SamplingParams
-    from server.console import print_footer, print_generation
+    with garbage_ignored():
+        from engine import LLM, Activation, EngineError, SamplingParams
+        from server.console import print_footer, print_generation
 
     if system is not None and chat is False:
         raise typer.BadParameter("a system message needs a chat", param_hint="--system")
@@ -248,9 +258,10 @@ def info(
     ] = 2048,
 ) -> None:
     """Load a model and show its modes, kernels and memory; with a text, its perplexity too."""
-    from engine import LLM, EngineError
-    from evaluation.errors import EvaluationError
-    from server.console import model_table
+    with garbage_ignored():
+        from engine import LLM, EngineError
+        from evaluation.errors import EvaluationError
+        from server.console import model_table
 
     out = Console()
     with (

@@ -1,5 +1,6 @@
 """What several commands need: their options as a configuration, progress on standard error, errors as one line."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -32,6 +33,21 @@ def engine_config(context: typer.Context) -> "EngineConfig":
 def progress_on(console: Console) -> Callable[[str], None]:
     """Prints a line before each long step."""
     return lambda line: console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def garbage_ignored() -> Iterator[None]:
+    """Import torch and its like without garbage collections, half a second of the start.
+
+    Modules live as long as the process, and Python would look through all of their objects again and again while they
+    are made. Collections later, of a serving process, leave them alone as well.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @contextmanager

@@ -21,7 +21,7 @@ T = TypeVar("T", int, float, str)
 
 QUANTIZATIONS: Final = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "F16", "BF16", "F32")
 ROPE_FACTORS: Final = "rope_freqs.weight"  # Llama 3's scaling, worked out by the converter: divisors of the frequencies
-CHUNK_ELEMENTS: Final = 2**23  # dequantised at a time: 32 MiB of float32 beside the model
+CHUNK_ELEMENTS: Final = 2**17  # dequantised at a time: what lies between the steps of it stays in the caches
 
 _TOP_LEVEL: Final = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": LM_HEAD}
 _LAYER_MODULES: Final = {
@@ -313,6 +313,7 @@ def _halves_from_pairs(heads: int, rows: int) -> NDArray[np.int64]:
     return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).reshape(rows)
 
 
-def _dequantize(tensor: GgufTensor, data: NDArray[np.uint8]) -> Tensor:
-    values = quants.dequantize(data, tensor.quantization)
+def _dequantize(tensor: GgufTensor, rows: NDArray[np.uint8]) -> Tensor:
+    # As one long row: gguf takes 16 rows at a time, which is too few of them to be worth a call where rows are short.
+    values = quants.dequantize(rows.reshape(1, -1), tensor.quantization).reshape(*rows.shape[:-1], -1)
     return torch.from_numpy(np.require(values, requirements="W"))  # F32 comes back as a view of the read-only file
