@@ -5,7 +5,9 @@ Hugging Face's Llama, and `build_weights` copies from any of them, one tensor at
 """
 
 from collections.abc import Iterator
-from typing import Protocol
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +18,8 @@ from engine.models.config import DecoderConfig, DecoderWeights, LayerWeights
 EMBEDDING = "model.embed_tokens.weight"
 FINAL_NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
+
+LOADERS: Final = 2  # layers at a time: the work is NumPy's and torch's, which leave Python to others meanwhile
 
 
 class TensorSource(Protocol):
@@ -32,11 +36,14 @@ class TensorSource(Protocol):
         """The tensor for error messages: the name it is stored by and its file."""
 
     def copy_into(self, name: str, destination: Tensor) -> None:
-        """Copy the tensor, converted to the type of `destination`, which has its shape and any strides."""
+        """Copy the tensor, converted to the type of `destination`, which has its shape and any strides.
+
+        Several threads may do so at once.
+        """
 
 
 def build_weights(config: DecoderConfig, source: TensorSource, inv_freq: Tensor, dtype: torch.dtype) -> DecoderWeights:
-    """Copy every tensor to its place; beside the result at most one tensor is in memory.
+    """Copy every tensor to its place; beside the result at most `LOADERS` tensors are in memory.
 
     Args:
         config: The decoder's shape.
@@ -61,8 +68,10 @@ def build_weights(config: DecoderConfig, source: TensorSource, inv_freq: Tensor,
         if not (config.tie_embeddings and torch.equal(separate, embedding)):
             lm_head = separate
     weights = DecoderWeights(embedding, stacked, final_norm, lm_head, inv_freq)
-    for index, layer in enumerate(weights.layers):
-        _load_layer(config, source, f"model.layers.{index}", layer)
+    prefixes = [f"model.layers.{index}" for index in range(config.num_layers)]
+    with ThreadPoolExecutor(LOADERS) as pool:
+        for _ in pool.map(partial(_load_layer, config, source), prefixes, weights.layers):
+            pass  # an error of a layer comes out here
     return weights
 
 
