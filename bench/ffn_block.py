@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.bandwidth import arrays_of
-from engine.activation import ALWAYS_SILU, NEVER_SILU
+from engine.activation import ALWAYS_SILU, MODE_CODE, NEVER_SILU, ActivationMode
 from engine.kernels.cpu.formats import (
     Format,
     as_array,
@@ -295,13 +295,14 @@ class OurBlock:
         return StepRows(
             cos=angles,
             sin=angles,
+            tokens=integers,
             slots=integers,
             sequence=np.zeros(rows, np.int32),
             tables=np.zeros((1, 1), np.int32),
             positions=integers,
             thresholds=np.full(rows, NEVER_SILU if relu else ALWAYS_SILU, np.int64),
             keys=np.zeros((rows, 2), np.int64),
-            is_silu=np.full(rows, not relu),
+            modes=np.full(rows, MODE_CODE[ActivationMode.RELU if relu else ActivationMode.SILU]),
         )
 
 

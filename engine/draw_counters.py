@@ -3,7 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.activation import ALWAYS_SILU, MODE_CODE, ActivationMode
+from engine.activation import MODE_CODE, ActivationMode
+from engine.kernels.cpu.counting import count_draws
 
 _STOCHASTIC = MODE_CODE[ActivationMode.STOCHASTIC]
 
@@ -43,11 +44,7 @@ class DrawCounters:
             zeros: [layers, rows], values of act(gate) that are 0.
             kept: [layers, rows], values that are negative.
         """
-        rows = modes == _STOCHASTIC
-        if not rows.any():
-            return
-        passed = kept[:, rows].sum(0)
-        negatives = passed + zeros[:, rows].sum(0)
-        self.kept += int(passed.sum())
-        self.negatives += int(negatives.sum())
-        self.expected += float(negatives @ (thresholds[rows] / ALWAYS_SILU))
+        negatives, passed, expected = count_draws(modes, _STOCHASTIC, thresholds, zeros, kept)
+        self.negatives += negatives
+        self.kept += passed
+        self.expected += expected

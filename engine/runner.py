@@ -2,21 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.activation import ALWAYS_SILU, MODE_CODE, Activation, ActivationMode, ActivationRows
+from engine.activation import MODE_CODE, Activation, ActivationMode
 from engine.config import EngineConfig, FfnPath, KernelSet
 from engine.ffn_router import FfnRouter
 from engine.ffn_work import FfnWork
 from engine.kernels.backend import Backend
 from engine.kernels.cpu.backend import CpuBackend
 from engine.kernels.reference import ReferenceBackend
-from engine.kv_cache import BLOCK_SIZE, KVCache
+from engine.kv_cache import KVCache
 from engine.logits import edits_logits
 from engine.models.checkpoint import Checkpoint
 from engine.models.weights import move_weights
@@ -25,16 +24,15 @@ from engine.sampler import SampledToken, SamplingRow, UnusableLogits
 from engine.sampling_params import SamplingParams
 from engine.scheduler import ScheduledSequence, StepPlan
 from engine.step import StepInputs
+from engine.step_builder import StepBuilder
 from engine.step_clock import StepClock, StepPhase
 
-IntArray = NDArray[np.integer[Any]]
-
-_SILU, _RELU = MODE_CODE[ActivationMode.SILU], MODE_CODE[ActivationMode.RELU]
+_RELU = MODE_CODE[ActivationMode.RELU]
 
 # Logits of a prompt that is scored are made and reduced this many rows at a time: 256 rows of 49,152 are 50 MB.
 SCORE_ROWS = 256
 
-_NO_ROWS = np.empty(0, np.int64)
+_NO_SCORES = np.empty(0, np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,6 @@ class Runner:
         max_model_len: int,
         progress: Callable[[str], None],
     ) -> None:
-        self._support = checkpoint.support
         self.cache = KVCache.allocate(checkpoint.config, num_blocks, checkpoint.weights.embedding.dtype, device)
         progress("Preparing kernels (compiled on the first start, then cached)")
         self.backend = _create_backend(checkpoint, config, self.cache, max_model_len)
@@ -92,39 +89,42 @@ class Runner:
         neurons = shape.num_layers * shape.intermediate_size
         self.work = FfnWork(shape.hidden_size, neurons, self.backend.weight_sizes)
         self.ffn_rows = {"sparse": 0, "dense": 0}
+        self._builder = StepBuilder(checkpoint.support.positive_branch, self._skip_zeros)
         self.backend.prepare(checkpoint.support.positive_branch, may_skip=path is not FfnPath.DENSE)
         self._warm_up()
 
     @torch.inference_mode()
     def run(self, plan: StepPlan) -> StepResult:
         """Compute a plan's tokens, and the log-probabilities that it wants."""
-        step = self._inputs(plan)
+        step = self._builder.build(plan)
         self.clock.lap(StepPhase.PREPARE)
-        zeros_before = self._relu_zeros() if step.skip_zeros else 0
         hidden = self.backend.forward(step)
         self.clock.lap(StepPhase.LAYERS)
         rows = [_sampling_row(item) for item in plan.scheduled if item.samples]
         # All rows of a decoding step are sampled: nothing to gather, and the backend may have their logits already.
-        logits = self.backend.logits(hidden if len(rows) == len(hidden) else hidden[step.sample_rows])
+        all_sampled = len(rows) == plan.num_tokens
+        logits = self.backend.logits(hidden if all_sampled else hidden[step.sample_rows])
         self.clock.lap(StepPhase.HEAD)
         tokens = self._sample(logits, rows)
-        result = StepResult(tokens, self.backend.row_zeros[step.sample_rows.numpy()], self._score(hidden, step))
+        zeros = self.backend.row_zeros
+        result = StepResult(
+            tokens,
+            zeros if all_sampled else zeros[step.sample_rows.numpy()],
+            self._score(hidden, step) if not all_sampled else _NO_SCORES,
+        )
         self.clock.lap(StepPhase.SAMPLE)
-        self._count_work(step, zeros_before)
+        self._count_work(step)
         return result
 
-    def _count_work(self, step: StepInputs, zeros_before: int) -> None:
-        """Count what a step read and, if it skipped zeros, was spared, given the zeros of RELU mode before it."""
+    def _count_work(self, step: StepInputs) -> None:
+        """Count what a step read and, if it skipped zeros, was spared."""
         heads = (len(step.sample_rows) > 0) + -(-len(step.score_rows) // SCORE_ROWS)
         neurons, relu_rows, zeros = None, 0, 0
         if step.skip_zeros:
             neurons = self.backend.neurons_read
-            relu_rows = int((step.activations.mode == _RELU).sum())
-            zeros = self._relu_zeros() - zeros_before
+            relu = step.activations.mode.numpy() == _RELU
+            relu_rows, zeros = int(relu.sum()), int(self.backend.row_zeros[relu].sum())
         self.work.add(len(step.token_ids), heads, neurons, relu_rows, zeros)
-
-    def _relu_zeros(self) -> int:
-        return self.backend.sparsity.share(ActivationMode.RELU)[0]
 
     def _sample(self, logits: Tensor, rows: list[SamplingRow]) -> list[SampledToken | None]:
         """The next token of each row; None where there is none to draw."""
@@ -166,91 +166,14 @@ class Runner:
             counters.reset()
         self.ffn_rows = dict.fromkeys(self.ffn_rows, 0)
 
-    def _inputs(self, plan: StepPlan) -> StepInputs:
-        """Lay the plan's tokens out as rows."""
-        items = plan.scheduled
-        layout = _layout(items)
-        sequence, tokens, positions = layout.sequence, layout.tokens, layout.positions
-        tables = np.zeros((len(items), max(len(item.sequence.block_ids) for item in items)), np.int32)
-        for line, item in zip(tables, items, strict=True):
-            line[: len(item.sequence.block_ids)] = item.sequence.block_ids
-        mode, threshold, keys = self._activations(items, sequence, positions)
-        slots = tables[sequence, positions // BLOCK_SIZE].astype(np.int64) * BLOCK_SIZE + positions % BLOCK_SIZE
-        rows = ActivationRows(
-            mode=torch.from_numpy(mode),
-            threshold=torch.from_numpy(threshold),
-            keys=torch.from_numpy(keys),
-            positions=torch.from_numpy(positions),
-            positive_branch=self._support.positive_branch,
-        )
-        return StepInputs(
-            token_ids=torch.from_numpy(tokens),
-            positions=rows.positions,
-            slots=torch.from_numpy(slots),
-            row_sequence=torch.from_numpy(sequence),
-            block_tables=torch.from_numpy(tables),
-            activations=rows,
-            skip_zeros=self._skip_zeros(mode == _RELU),
-            sample_rows=torch.from_numpy(layout.sample_rows),
-            score_rows=torch.from_numpy(layout.score_rows),
-            score_tokens=torch.from_numpy(layout.score_tokens),
-        )
-
-    def _activations(
-        self, items: tuple[ScheduledSequence, ...], sequence: IntArray, positions: IntArray
-    ) -> tuple[IntArray, IntArray, IntArray]:
-        """Mode, threshold and Philox key of every row."""
-        sequences = [item.sequence for item in items]
-        active = positions >= np.array([s.first_active for s in sequences])[sequence]
-        modes = np.array([MODE_CODE[s.request.activation.mode] for s in sequences])
-        thresholds = np.array([s.threshold for s in sequences], np.int64)
-        keys = np.array([s.activation_key for s in sequences], np.int64)
-        mode = np.where(active, modes[sequence], _SILU)
-        threshold = np.where(active, thresholds[sequence], ALWAYS_SILU)
-        return mode, threshold, keys[sequence]
-
-    def _skip_zeros(self, relu: NDArray[np.bool_]) -> bool:
-        """Whether the step's feed-forward reads weights of active neurons only."""
+    def _skip_zeros(self, relu: int, rows: int) -> bool:
+        """Whether a step's feed-forward reads weights of active neurons only."""
+        if relu == 0:
+            return False
         zeros, elements = self.backend.sparsity.share(ActivationMode.RELU)
-        count = int(relu.sum())
-        skip = self.router.skips(count, len(relu), zeros / elements if elements else 0.5)
-        self.ffn_rows["sparse" if skip else "dense"] += count
+        skip = self.router.skips(relu, rows, zeros / elements if elements else 0.5)
+        self.ffn_rows["sparse" if skip else "dense"] += relu
         return skip
-
-
-class _Layout(NamedTuple):
-    """A plan's tokens as rows; see `StepInputs` for the fields of the same names."""
-
-    sequence: NDArray[np.int32]
-    tokens: NDArray[np.int64]
-    positions: NDArray[np.int64]
-    sample_rows: NDArray[np.int64]
-    score_rows: NDArray[np.int64]
-    score_tokens: NDArray[np.int64]
-
-
-def _layout(items: tuple[ScheduledSequence, ...]) -> _Layout:
-    count = len(items)
-    if all(item.count == 1 and item.samples and not item.score_token_ids for item in items):
-        # Decoding, hundreds of times a second, with caches that are full of weights: as few operations as can be.
-        rows = np.arange(count)
-        starts = np.array([item.start for item in items], np.int64)
-        tokens = np.array([item.sequence.token_ids[item.start] for item in items], np.int64)
-        return _Layout(rows.astype(np.int32), tokens, starts, rows, _NO_ROWS, _NO_ROWS)
-    counts = np.array([item.count for item in items])
-    ends = np.cumsum(counts) - 1
-    targets = [item.score_token_ids for item in items]
-    score_rows = [first + i for first, after in zip(ends - counts + 1, targets, strict=True) for i in range(len(after))]
-    spans = [slice(item.start, item.start + item.count) for item in items]
-    tokens = np.concatenate([item.sequence.token_ids[span] for item, span in zip(items, spans, strict=True)])
-    return _Layout(
-        np.repeat(np.arange(count, dtype=np.int32), counts),
-        tokens.astype(np.int64),
-        np.concatenate([np.arange(span.start, span.stop) for span in spans]),
-        np.array([end for end, item in zip(ends, items, strict=True) if item.samples], np.int64),
-        np.array(score_rows, np.int64),
-        np.array([token for after in targets for token in after], np.int64),
-    )
 
 
 def _sampling_row(item: ScheduledSequence) -> SamplingRow:

@@ -1,7 +1,6 @@
 """The sampler: from the logits of a step to one token for each sequence."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,8 +17,7 @@ from engine.sampling_params import SamplingParams
 _MIN_TEMPERATURE = 1e-30
 
 
-@dataclass(frozen=True, slots=True)
-class SamplingRow:
+class SamplingRow(NamedTuple):
     """What the sampler knows about the sequence behind one row of logits.
 
     Attributes:
@@ -42,8 +40,7 @@ class SamplingRow:
     edits: LogitEdits | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SampledToken:
+class SampledToken(NamedTuple):
     """A drawn token.
 
     Attributes:
@@ -86,6 +83,9 @@ class Sampler:
     most likely token, the lowest id among equals.
     """
 
+    def __init__(self) -> None:
+        self._parameters = _KeptParameters()
+
     def sample(self, logits: Tensor, rows: Sequence[SamplingRow]) -> list[SampledToken]:
         """Draw the next token of every row.
 
@@ -104,18 +104,25 @@ class Sampler:
             raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit {len(rows)} rows")
         if not rows:
             return []
-        raw = logits.detach().to("cpu", torch.float32).contiguous()
-        token_ids = _draw(_edit(raw, rows), rows)
-        return _with_logprobs(raw.numpy(), token_ids, rows)
+        raw = _as_array(logits)
+        token_ids = _draw(_edit(raw, rows), self._parameters.of(rows, raw.shape[1]))
+        return _with_logprobs(raw, token_ids, rows)
 
 
-def _edit(raw: Tensor, rows: Sequence[SamplingRow]) -> NDArray[np.float32]:
+def _as_array(logits: Tensor) -> NDArray[np.float32]:
+    """Contiguous float32; the tensor's own memory where it is that already, without a call of torch too many."""
+    if logits.dtype is not torch.float32 or logits.device.type != "cpu" or logits.requires_grad:
+        logits = logits.detach().to("cpu", torch.float32)
+    return np.ascontiguousarray(logits.numpy())
+
+
+def _edit(raw: NDArray[np.float32], rows: Sequence[SamplingRow]) -> NDArray[np.float32]:
     """Logits after bias, penalties and `min_tokens`: a copy if a row has any of these."""
     edited = [i for i, row in enumerate(rows) if edits_logits(row.params, len(row.output_token_ids))]
     if not edited:
-        return raw.numpy()
-    _check(raw.numpy())  # now, for a mask may hide a NaN
-    logits: NDArray[np.float32] = raw.clone().numpy()
+        return raw
+    _check(raw)  # now, for a mask may hide a NaN
+    logits = raw.copy()
     for i in edited:
         row = rows[i]
         edits = row.edits or LogitEdits(row.params, row.prompt_token_ids, row.end_token_ids)
@@ -145,24 +152,45 @@ def draw_parameters(rows: Sequence[SamplingRow], vocab_size: int) -> DrawParamet
     )
 
 
-def _draw(logits: NDArray[np.float32], rows: Sequence[SamplingRow]) -> NDArray[np.int64]:
-    """int64 [rows], the drawn tokens."""
-    token_ids = np.empty(len(rows), np.int64)
-    sample_rows(logits, *draw_parameters(rows, logits.shape[1]), token_ids)
-    if token_ids.min() < 0:
-        raise UnusableLogits(np.flatnonzero(token_ids < 0).tolist())
+class _KeptParameters:
+    """`draw_parameters` of the same requests step after step: only positions are new."""
+
+    def __init__(self) -> None:
+        self._requests: list[tuple[SamplingParams, tuple[int, int]]] = []
+        self._vocab_size = 0
+        self._parameters = draw_parameters([], 0)
+
+    def of(self, rows: Sequence[SamplingRow], vocab_size: int) -> DrawParameters:
+        """The parameters, valid until the next call."""
+        requests = [(row.params, row.key) for row in rows]
+        if requests == self._requests and vocab_size == self._vocab_size:
+            self._parameters.positions[:] = [row.position for row in rows]
+        else:
+            self._parameters = draw_parameters(rows, vocab_size)
+            self._requests, self._vocab_size = requests, vocab_size
+        return self._parameters
+
+
+def _draw(logits: NDArray[np.float32], parameters: DrawParameters) -> list[int]:
+    """The drawn token of every row."""
+    drawn = np.empty(len(logits), np.int64)
+    sample_rows(logits, *parameters, drawn)
+    token_ids: list[int] = drawn.tolist()
+    if min(token_ids) < 0:
+        raise UnusableLogits([row for row, token_id in enumerate(token_ids) if token_id < 0])
     return token_ids
 
 
 def _with_logprobs(
-    raw: NDArray[np.float32], token_ids: NDArray[np.int64], rows: Sequence[SamplingRow]
+    raw: NDArray[np.float32], token_ids: Sequence[int], rows: Sequence[SamplingRow]
 ) -> list[SampledToken]:
     """Tokens with the log-probabilities that their requests want."""
+    tokens = [SampledToken(token_id) for token_id in token_ids]
     wanted = {i: row.params.logprobs for i, row in enumerate(rows) if row.params.logprobs is not None}
+    if not wanted:
+        return tokens
     normalisers = np.empty(len(wanted), np.float64)
-    if wanted:
-        log_sum_exp_rows(raw, np.array(list(wanted), np.int64), normalisers)
-    tokens = [SampledToken(int(token_id)) for token_id in token_ids]
+    log_sum_exp_rows(raw, np.array(list(wanted), np.int64), normalisers)
     for (i, num_top), normaliser in zip(wanted.items(), normalisers, strict=True):
         chosen = tokens[i].token_id
         tokens[i] = SampledToken(

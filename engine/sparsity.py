@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.activation import MODE_CODE, MODES, ActivationMode
+from engine.kernels.cpu.counting import count_zeros
 
 
 class SparsityCounters:
@@ -28,13 +29,7 @@ class SparsityCounters:
             zeros: [layers, rows], zeros of each row in each layer.
             intermediate: Elements of a row in one layer.
         """
-        codes = modes.tolist()
-        for code in set(codes):
-            count = codes.count(code)
-            # Rows of one mode are the rule; and a selection costs more than all else here.
-            own = zeros if count == len(codes) else zeros[:, modes == code]
-            self.zeros[code] += own.sum(1) if count > 1 else own[:, 0]
-            self.elements[code] += count * intermediate
+        count_zeros(modes, zeros, intermediate, self.zeros, self.elements)
 
     def share(self, mode: ActivationMode) -> tuple[int, int]:
         """Zeros and elements of one mode over all layers."""

@@ -7,9 +7,11 @@ from torch import Tensor
 from engine.activation import ActivationRows
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class StepInputs:
     """The token rows of one step, of all its sequences one after another.
+
+    While the same sequences decode, the same object serves step after step, with new contents in the same memory.
 
     Attributes:
         token_ids: int64 [rows].

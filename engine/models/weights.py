@@ -6,7 +6,6 @@ Hugging Face's Llama, and `build_weights` copies from any of them, one tensor at
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Final, Protocol
 
 import torch
@@ -68,9 +67,14 @@ def build_weights(config: DecoderConfig, source: TensorSource, inv_freq: Tensor,
         if not (config.tie_embeddings and torch.equal(separate, embedding)):
             lm_head = separate
     weights = DecoderWeights(embedding, stacked, final_norm, lm_head, inv_freq)
-    prefixes = [f"model.layers.{index}" for index in range(config.num_layers)]
+    inference = torch.is_inference_mode_enabled()  # each thread has its own mode, and tensors of one refuse the other
+
+    def load(index: int, layer: LayerWeights) -> None:
+        with torch.inference_mode(inference):
+            _load_layer(config, source, f"model.layers.{index}", layer)
+
     with ThreadPoolExecutor(LOADERS) as pool:
-        for _ in pool.map(partial(_load_layer, config, source), prefixes, weights.layers):
+        for _ in pool.map(load, range(config.num_layers), weights.layers):
             pass  # an error of a layer comes out here
     return weights
 

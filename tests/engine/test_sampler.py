@@ -48,7 +48,7 @@ def draw(logits: Tensor, row: SamplingRow) -> SampledToken:
 def draw_many(logits: Tensor, params: SamplingParams, count: int) -> Counter[int]:
     """How often each token is drawn at `count` positions of one sequence."""
     row = row_of(params, seed=5)
-    rows = [replace(row, position=position) for position in range(count)]
+    rows = [row._replace(position=position) for position in range(count)]
     return Counter(token.token_id for token in SAMPLER.sample(logits.expand(count, -1), rows))
 
 
@@ -108,7 +108,14 @@ def sampling_rows(vocab: int) -> st.SearchStrategy[SamplingRow]:
     words = st.integers(0, 2**32 - 1)
     ends = st.sampled_from([(), (2,), (2, 5)])
     return st.builds(
-        SamplingRow, parameters(vocab), st.tuples(words, words), st.integers(0, 9000), tokens, tokens, ends
+        SamplingRow,
+        parameters(vocab),
+        st.tuples(words, words),
+        st.integers(0, 9000),
+        tokens,
+        tokens,
+        ends,
+        edits=st.none(),
     )
 
 
@@ -124,6 +131,18 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch(data: st.DataObject, dtype
     batch = SAMPLER.sample(logits, rows)
 
     assert batch == [draw(logits[i], row) for i, row in enumerate(rows)]
+
+
+def test_what_was_sampled_before_makes_no_difference() -> None:
+    """Parameters of the same requests are kept from step to step."""
+    sampler, logits = Sampler(), normal(3, 1501)
+    first = [row_of(SamplingParams(temperature=t, top_k=40), seed=i) for i, t in enumerate((0.5, 1.0, 2.0))]
+    later = [row._replace(position=7) for row in first]
+    others = [row_of(row.params, seed=i + 1, position=7) for i, row in enumerate(first)]
+    hotter = [row._replace(params=replace(row.params, temperature=9.0)) for row in others]
+    for rows in (first, later, others, hotter, hotter[:2], hotter, first):
+        some = logits[: len(rows)]
+        assert sampler.sample(some, rows) == Sampler().sample(some, rows)
 
 
 def test_threads_do_not_change_a_bit() -> None:
@@ -166,7 +185,7 @@ def test_the_token_has_the_best_gumbel_score_of_those_that_may_be_drawn(data: st
     row = data.draw(sampling_rows(60))
     logits = normal(60, seed=data.draw(st.integers(0, 99)))
     if row.params.temperature == 0:
-        row = replace(row, params=replace(row.params, temperature=1.0))
+        row = row._replace(params=replace(row.params, temperature=1.0))
 
     token_id = draw(logits, row).token_id
 
@@ -233,7 +252,7 @@ def test_kept_edits_give_the_same_tokens() -> None:
 
     for step in range(30):
         row = row_of(params, position=step, prompt=prompt, output=output, ends=ends)
-        fresh, kept = draw(normal(40, seed=step), row), draw(normal(40, seed=step), replace(row, edits=edits))
+        fresh, kept = draw(normal(40, seed=step), row), draw(normal(40, seed=step), row._replace(edits=edits))
         assert fresh == kept
         output.append(fresh.token_id)
 

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.activation import MODE_CODE, ActivationMode, PositiveBranch
+from engine.activation import PositiveBranch
 from engine.config import Quantization
 from engine.errors import UnsupportedArchitecture
 from engine.ffn_router import FfnCosts
@@ -31,7 +31,7 @@ from engine.kernels.cpu.formats import (
     tiles_for,
 )
 from engine.kernels.cpu.isa import has_amx, vector_set
-from engine.kernels.cpu.layers import LayerArrays, StepRows, feed_forward, multiply, of_layer, prepare, run_layers
+from engine.kernels.cpu.layers import LayerArrays, Scratch, StepRows, feed_forward, of_layer, project, run_layers
 from engine.kernels.cpu.pinning import pin_compute_threads
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.quantised import INT8_GROUP
@@ -44,6 +44,19 @@ from engine.step import StepInputs
 Array = NDArray[Any]
 
 _FORMATS = {Quantization.NONE: Format.FLOAT, Quantization.INT8: Format.INT8, Quantization.INT4: Format.INT4}
+
+
+class _Room(NamedTuple):
+    """What `run_layers` works in and fills, for one number of rows."""
+
+    hidden: Tensor  # float32 [rows, hidden]
+    array: Array  # the same memory
+    scratch: Scratch
+    tiles: Any
+    down_tiles: Any
+    zeros: Array  # int64 [layers, rows]
+    kept: Array  # int64 [layers, rows]
+    totals: Array  # int64 [1 + rows]
 
 
 class CpuBackend(Backend):
@@ -84,49 +97,44 @@ class CpuBackend(Backend):
         self._eps, self._scale = np.float32(config.norm_eps), np.float32(1 / math.sqrt(config.head_dim))
         tiled = self._amx and cache.keys.dtype is torch.bfloat16 and config.head_dim % STEP == 0
         self._attention_tiles = attention_tiles() if tiled else None
+        self._embedding = as_array(weights.embedding)
         self._capacity = 0
-        self._logits = torch.empty(0, config.vocab_size)
+        self._room: _Room | None = None
+        self._logits = self._all_logits = torch.empty(0, config.vocab_size)
+        self._step: tuple[StepInputs, StepRows] | None = None
 
     def forward(self, step: StepInputs) -> Tensor:
         """See `Backend.forward`."""
-        x = self.weights.embedding[step.token_ids].float()
-        count = len(x)
+        rows = self._step_rows(step)
+        count = len(rows.modes)
         self._reserve(count)
-        rows = step.activations
-        zeros, kept = np.empty((2, self.config.num_layers, count), np.int64)
-        neurons = np.empty(self.config.num_layers, np.int64)
-        scratch = self._scratch._replace(
-            qkv=self._scratch.qkv[:count],
-            queries=self._scratch.queries[:count],
-            attended=self._scratch.attended[:count],
-        )
+        room = self._room_for(count)
         run_layers(
-            x.numpy(),
+            room.array,
+            self._embedding,
             self._arrays,
-            self._step_rows(step),
+            rows,
             step.skip_zeros,
             self._keys,
             self._values,
             self._eps,
             self._scale,
-            rows.positive_branch is PositiveBranch.IDENTITY,
+            step.activations.positive_branch is PositiveBranch.IDENTITY,
             self._hidden_rows,
             self._attended_rows,
-            tiles_for(self._kind, count, amx=self._amx),
-            down_tiles_for(self._kind.of_down, count, amx=self._amx),
+            room.tiles,
+            room.down_tiles,
             self._attention_tiles,
             self._threads,
-            scratch,
-            zeros,
-            kept,
-            neurons,
+            room.scratch,
+            room.zeros,
+            room.kept,
+            room.totals,
         )
-        modes = rows.mode.numpy()
-        self.sparsity.add(modes, zeros, self.config.intermediate_size)
-        self.draws.add(modes, rows.threshold.numpy(), zeros, kept)
-        self.neurons_read = int(neurons.sum())
-        self.row_zeros = zeros.sum(0)
-        return x
+        self.sparsity.add(rows.modes, room.zeros, self.config.intermediate_size)
+        self.draws.add(rows.modes, rows.thresholds, room.zeros, room.kept)
+        self.neurons_read, self.row_zeros = int(room.totals[0]), room.totals[1:]
+        return room.hidden
 
     @property
     def weight_bytes(self) -> int:
@@ -194,32 +202,48 @@ class CpuBackend(Backend):
         return cached_costs(subject, lambda: measure_ffn_costs(self))
 
     def _step_rows(self, step: StepInputs) -> StepRows:
-        rows, positions = step.activations, step.positions.numpy()
-        return StepRows(
-            *self._angles.at(positions),
-            step.slots.numpy(),
-            step.row_sequence.numpy(),
-            step.block_tables.numpy(),
-            positions,
-            rows.threshold.numpy(),
-            rows.keys.numpy(),
-            rows.mode.numpy() == MODE_CODE[ActivationMode.SILU],
+        cos, sin = self._angles.at(step.positions.numpy())
+        if self._step is not None and self._step[0] is step:  # its memory is the same as well
+            return self._step[1]._replace(cos=cos, sin=sin)
+        activations = step.activations
+        rows = StepRows(
+            cos=cos,
+            sin=sin,
+            tokens=step.token_ids.numpy(),
+            slots=step.slots.numpy(),
+            sequence=step.row_sequence.numpy(),
+            tables=step.block_tables.numpy(),
+            positions=step.positions.numpy(),
+            thresholds=activations.threshold.numpy(),
+            keys=activations.keys.numpy(),
+            modes=activations.mode.numpy(),
         )
+        self._step = step, rows
+        return rows
 
     def logits(self, hidden: Tensor) -> Tensor:
         """See `Backend.logits`."""
         count = len(hidden)
-        if len(self._logits) < count:
-            self._logits = torch.empty(count, self.config.vocab_size)
-        out = self._logits[:count]
+        if count != len(self._logits):
+            if count > len(self._all_logits):
+                self._all_logits = torch.empty(count, self.config.vocab_size)
+            self._logits = self._all_logits[:count]
+        out = self._logits
         if count == 0:  # a step of unfinished prompts
             return out
         self._reserve(count)
-        inputs = self._head_rows
-        prepare(hidden.numpy(), self._final_norm, self._eps, inputs, self._head)
         config = tiles_for(self._head_kind, count, amx=self._head_amx)
-        size = self.config.hidden_size
-        multiply(inputs, size, config, self._head, self._none, out.numpy(), self._threads, self._scratch.thread, False)
+        project(
+            hidden.numpy(),
+            self._final_norm,
+            self._eps,
+            self._head_rows,
+            self._head,
+            config,
+            out.numpy(),
+            self._threads,
+            self._scratch.thread,
+        )
         return out
 
     def _reserve(self, rows: int) -> None:
@@ -233,6 +257,29 @@ class CpuBackend(Backend):
         self._hidden_rows = make_rows(self._kind, rows, hidden, amx=self._amx)
         self._attended_rows = make_rows(self._kind, rows, q_size, amx=self._amx)
         self._head_rows = make_rows(self._head_kind, rows, hidden, amx=self._head_amx)
+        self._hidden = torch.empty(rows, hidden)
+        self._room = None
+
+    def _room_for(self, rows: int) -> "_Room":
+        """The memory of a step of so many rows, kept for the steps that follow: most have as many."""
+        room = self._room
+        if room is None or len(room.array) != rows:
+            hidden, scratch, layers = self._hidden[:rows], self._scratch, self.config.num_layers
+            room = self._room = _Room(
+                hidden=hidden,
+                array=hidden.numpy(),
+                scratch=scratch._replace(
+                    qkv=scratch.qkv[:rows],
+                    queries=scratch.queries[:rows],
+                    attended=scratch.attended[:rows],
+                ),
+                tiles=tiles_for(self._kind, rows, amx=self._amx),
+                down_tiles=down_tiles_for(self._kind.of_down, rows, amx=self._amx),
+                zeros=np.empty((layers, rows), np.int64),
+                kept=np.empty((layers, rows), np.int64),
+                totals=np.empty(1 + rows, np.int64),
+            )
+        return room
 
     def describe(self) -> dict[str, str]:
         """See `Backend.describe`."""

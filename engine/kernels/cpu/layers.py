@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 import engine.kernels.cpu.integer
 import engine.kernels.cpu.integer_plain  # noqa: F401
+from engine.activation import MODE_CODE, ActivationMode
 from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention
 from engine.kernels.cpu.compact import compacted, fetch_neurons, product_listed
 from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, neuron_parts, skip_down
+from engine.kernels.cpu.math import widen
 from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, is_kind, pack_row, pack_tile, product
 from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight, PlainIntegerWeight
@@ -27,6 +29,7 @@ from engine.kernels.cpu.simd import dot
 from engine.kernels.cpu.tiles import ROWS, configure, release
 
 PARTS = 16  # of the neurons, which threads take one after another
+_SILU = MODE_CODE[ActivationMode.SILU]
 TILES = 2048  # floats of a thread's memory for stored tiles
 
 Array = NDArray[Any]
@@ -59,13 +62,14 @@ class StepRows(NamedTuple):
 
     cos: Array  # float32 [rows, head_dim / 2]
     sin: Array
+    tokens: Array
     slots: Array
     sequence: Array
     tables: Array
     positions: Array
     thresholds: Array
     keys: Array
-    is_silu: Array
+    modes: Array
 
 
 class Scratch(NamedTuple):
@@ -241,7 +245,7 @@ def _activate(values, at, width, size, top, bottom, first, rows, layer, identity
             rows.keys[r, 0],
             rows.keys[r, 1],
             rows.positions[r],
-            rows.is_silu[r],
+            rows.modes[r] == _SILU,
             layer,
             identity,
             words,
@@ -514,8 +518,29 @@ def feed_forward(  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
+def project(hidden, norm, eps, inputs, linear, config, out, threads, scratch):  # type: ignore[no-untyped-def]
+    """out = RMSNorm of hidden rows, times `linear`: logits.
+
+    Args:
+        hidden: float32 [rows, hidden].
+        norm: float32 [hidden], weight of the norm.
+        eps: Of the norm, float32.
+        inputs: Where rows are packed for products.
+        linear: [width * hidden].
+        config: Tile shapes, None without AMX.
+        out: float32 [rows, width].
+        threads: How many there are.
+        scratch: `Scratch.thread`.
+    """
+    prepare(hidden, norm, eps, inputs, linear)
+    none = np.empty(0, np.float32)
+    multiply(inputs, hidden.shape[1], config, linear, none, out, threads, scratch, False)
+
+
+@njit(**OPTIONS)
 def run_layers(  # type: ignore[no-untyped-def]
     x,
+    embedding,
     weights,
     step,
     skip,
@@ -533,12 +558,13 @@ def run_layers(  # type: ignore[no-untyped-def]
     scratch,
     zeros,
     kept,
-    neurons,
+    totals,
 ):
     """All decoder layers.
 
     Args:
-        x: float32 [rows, hidden], embeddings on entry and the last layer's output on return.
+        x: Out, float32 [rows, hidden].
+        embedding: [vocabulary, hidden], float32 or bfloat16 bits.
         weights: `LayerArrays`.
         step: `StepRows`.
         skip: See `feed_forward`.
@@ -555,9 +581,14 @@ def run_layers(  # type: ignore[no-untyped-def]
         scratch: `Scratch`.
         zeros: Out, int64 [layers, rows], zeros of each row's activations.
         kept: Out, int64 [layers, rows], negative values that SILU kept, of stochastic rows.
-        neurons: Out, int64 [layers], whose weights in `up` and `down` were read.
+        totals: Out, int64 [1 + rows]: neurons whose weights in `up` and `down` were read, then the zeros of each row,
+            over all layers.
     """
     rows, hidden = x.shape
+    totals[:] = 0
+    for r in range(rows):
+        for k in range(hidden):
+            x[r, k] = widen(embedding[step.tokens[r], k])
     none = np.empty(0, np.float32)
     pieces = np.empty(rows + 1, np.int64)
     num_pieces = list_pieces(step.sequence, step.positions, scratch.queries.shape[1] // keys.shape[2], pieces)
@@ -617,4 +648,5 @@ def run_layers(  # type: ignore[no-untyped-def]
         for r in range(rows):
             zeros[layer, r] = scratch.zeros[:, r].sum()
             kept[layer, r] = scratch.kept[:, r].sum()
-        neurons[layer] = scratch.neurons.sum()
+            totals[1 + r] += zeros[layer, r]
+        totals[0] += scratch.neurons.sum()

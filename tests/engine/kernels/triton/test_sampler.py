@@ -73,7 +73,7 @@ def test_kept_edits_count_on_from_step_to_step() -> None:
     edits, output = LogitEdits(params, PROMPT, ENDS), list[int]()
     for step in range(3):
         logits, row = normal(1, VOCAB, seed=step), row_of(params, output=list(output))
-        (token,) = TritonSampler().sample(logits.to(DEVICE), [replace(row, edits=edits)])
+        (token,) = TritonSampler().sample(logits.to(DEVICE), [row._replace(edits=edits)])
         assert [token] == Sampler().sample(logits, [row])
         output.append(token.token_id)
 
