@@ -8,7 +8,7 @@ from engine.config import FfnPath
 MEASURED_ROWS = (1, 2, 4, 8, 16, 32, 64)
 LOW_ZEROS, HIGH_ZEROS = 0.5, 0.9  # shares of zeros at which the sparse path is measured
 # The share of the dense path's time below which the sparse one is taken: where both are close, noise would decide.
-WORTHWHILE = 0.95
+WORTHWHILE = 0.92
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +20,7 @@ class FfnCosts:
     sparse_high: tuple[float, ...]  # at HIGH_ZEROS
 
     def sparse(self, index: int, zeros: float) -> float:
-        """Sparse cost at a share of zeros: linear in the share of active neurons."""
+        """Sparse cost at a share of zeros from LOW_ZEROS on: linear in the share of active neurons."""
         low, high = self.sparse_low[index], self.sparse_high[index]
         return max(0.0, low + (high - low) * (zeros - LOW_ZEROS) / (HIGH_ZEROS - LOW_ZEROS))
 
@@ -48,6 +48,8 @@ class FfnRouter:
         if self.path is FfnPath.SPARSE:
             return relu > 0
         if self.costs is None or relu < rows or relu == 0:
+            return False
+        if zeros < LOW_ZEROS:  # RELU leaves more than half; what costs are below that is a guess
             return False
         index = next((i for i, measured in enumerate(MEASURED_ROWS) if measured >= rows), len(MEASURED_ROWS) - 1)
         return self.costs.sparse(index, zeros) < WORTHWHILE * self.costs.dense[index]

@@ -12,7 +12,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.down import hidden_place, keep_hidden
-from engine.kernels.cpu.integer_simd import LOW_BITS
+from engine.kernels.cpu.integer_simd import LOW_BITS, ROUNDED, largest_of, round_values, split_values
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import is_kind, pack_row
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight, PlainIntegerWeight
@@ -21,7 +21,6 @@ from engine.kernels.cpu.tiles import ROWS
 Array = NDArray[Any]
 
 LARGEST = np.float32(127 << LOW_BITS)  # integer of a group's largest value
-_HALF_LOW = np.int32(1 << (LOW_BITS - 1))
 WORD = 4  # values in a word
 
 
@@ -62,8 +61,8 @@ class PlainIntegerHidden(NamedTuple):
 def _scale_of(x, at, size):  # type: ignore[no-untyped-def]
     """What an integer of a group of values is multiplied by."""
     largest = np.float32(0)
-    for k in range(at, at + size):
-        largest = max(largest, abs(x[k]))
+    for k in range(at, at + size, ROUNDED):
+        largest = max(largest, largest_of(x, k))
     return largest / LARGEST
 
 
@@ -72,20 +71,16 @@ def _to_integers(x, at, size, scale, out, out_at):  # type: ignore[no-untyped-de
     """out = x / scale, rounded; returns the sum."""
     inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
     total = np.int32(0)
-    for k in range(size):
-        whole = np.int32(np.rint(x[at + k] * inverse))
-        out[out_at + k] = whole
-        total += whole
+    for k in range(0, size, ROUNDED):
+        total += round_values(x, at + k, inverse, out, out_at + k)
     return total
 
 
 @njit(**OPTIONS)
 def _split(values, size, high, low, at):  # type: ignore[no-untyped-def]
     """values = 128 * high + low."""
-    for k in range(size):
-        upper = (np.int32(values[k]) + _HALF_LOW) >> np.int32(LOW_BITS)
-        high[at + k] = np.int8(upper)
-        low[at + k] = np.int8(np.int32(values[k]) - (upper << np.int32(LOW_BITS)))
+    for k in range(0, size, ROUNDED):
+        split_values(values, k, high, low, at + k)
 
 
 def group_size(weights):  # type: ignore[no-untyped-def]

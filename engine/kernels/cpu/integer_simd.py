@@ -1,4 +1,6 @@
-"""Vector loops around integer products, in LLVM IR: integers of a group to float32 sums, and 4-bit values to bytes."""
+"""Vector loops around integer products, in LLVM IR: float32 values to the integers of a group, integers of a group to
+float32 sums, and 4-bit values to bytes.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +14,7 @@ from engine.kernels.cpu.simd import (
     LANES,
     alternate,
     element_pointer,
+    fold_vector,
     load_as,
     load_vector,
     multiply_add,
@@ -24,6 +27,62 @@ from engine.kernels.cpu.simd import (
 _INT, _LONG, _BYTE = ir.IntType(32), ir.IntType(64), ir.IntType(8)
 _INTS, _FLOATS = ir.VectorType(_INT, LANES), ir.VectorType(ir.FloatType(), LANES)
 LOW_BITS = 7  # of a token row's integers, whose upper bits are multiplied apart
+
+
+ROUNDED = 32  # values that are made integers at a time, a divisor of all groups
+
+
+@intrinsic
+def largest_of(typingctx: Any, values: Any, at: Any) -> Any:
+    """Largest absolute value of `ROUNDED` float32 values from `at` on."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.VectorType(_INT, ROUNDED)
+        bits = load_as(builder, element_pointer(context, builder, signature.args[0], *args), kind)
+        # Without its sign a float orders like its bits, and the maximum of integers is one instruction.
+        magnitudes = builder.and_(bits, ir.Constant(kind, [0x7FFFFFFF] * ROUNDED))
+        top = fold_vector(builder, magnitudes, lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b))
+        return builder.bitcast(top, ir.FloatType())
+
+    return types.float32(values, types.intp), codegen
+
+
+@intrinsic
+def round_values(typingctx: Any, values: Any, at: Any, inverse: Any, out: Any, out_at: Any) -> Any:
+    """out = values * inverse, rounded to int16 (ties to even), `ROUNDED` of them; returns their int32 sum."""
+    place = types.intp
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source = element_pointer(context, builder, signature.args[0], args[0], args[1])
+        target = element_pointer(context, builder, signature.args[3], args[3], args[4])
+        floats, shorts = ir.VectorType(ir.FloatType(), ROUNDED), ir.VectorType(ir.IntType(16), ROUNDED)
+        scaled = builder.fmul(load_as(builder, source, floats), splat(builder, args[2], ROUNDED))
+        rint = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(floats, [floats]), f"llvm.rint.v{ROUNDED}f32"
+        )
+        whole = builder.fptosi(builder.call(rint, [scaled]), ir.VectorType(_INT, ROUNDED))
+        store_as(builder, builder.trunc(whole, shorts), target, align=2)
+        return fold_vector(builder, whole, builder.add)
+
+    return types.int32(values, place, types.float32, out, place), codegen
+
+
+@intrinsic
+def split_values(typingctx: Any, values: Any, at: Any, high: Any, low: Any, out_at: Any) -> Any:
+    """128 * high + low = values, int8 each, of `ROUNDED` int16 values."""
+    place = types.intp
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind, parts = ir.VectorType(ir.IntType(16), ROUNDED), ir.VectorType(_BYTE, ROUNDED)
+        whole = load_as(builder, element_pointer(context, builder, signature.args[0], args[0], args[1]), kind, align=2)
+        shift, half = (ir.Constant(kind, [value] * ROUNDED) for value in (LOW_BITS, 1 << (LOW_BITS - 1)))
+        upper = builder.ashr(builder.add(whole, half), shift)
+        for array, part in ((2, upper), (3, builder.sub(whole, builder.shl(upper, shift)))):
+            target = element_pointer(context, builder, signature.args[array], args[array], args[4])
+            store_as(builder, builder.trunc(part, parts), target, align=1)
+        return context.get_dummy_value()
+
+    return types.void(values, place, high, low, place), codegen
 
 
 def _step(builder: Any, pointer: Any, offset: int) -> Any:

@@ -317,7 +317,7 @@ def dot(typingctx: Any, x: Any, x_at: Any, row: Any, row_at: Any, size: Any) -> 
     return signature, codegen
 
 
-def _halve(builder: Any, vector: Any, join: Any) -> Any:
+def fold_vector(builder: Any, vector: Any, join: Any) -> Any:
     """Join lane i with lane i + width / 2 until one lane is left."""
     width = vector.type.count
     while width > 1:
@@ -332,7 +332,7 @@ def _halve(builder: Any, vector: Any, join: Any) -> Any:
 
 def horizontal_sum(builder: Any, vector: Any) -> Any:
     """Sum of a vector's lanes."""
-    return _halve(builder, vector, builder.fadd)
+    return fold_vector(builder, vector, builder.fadd)
 
 
 def _fold(builder: Any, pointer: Any, size: Any, start: Any, join: Any) -> Any:
@@ -355,7 +355,9 @@ def vector_max(typingctx: Any, values: Any, at: Any, size: Any) -> Any:
             return builder.select(builder.fcmp_ordered(">", b, a), b, a)
 
         pointer = element_pointer(context, builder, signature.args[0], args[0], args[1])
-        return _halve(builder, _fold(builder, pointer, args[2], load_as(builder, pointer, _VECTOR), larger), larger)
+        return fold_vector(
+            builder, _fold(builder, pointer, args[2], load_as(builder, pointer, _VECTOR), larger), larger
+        )
 
     return types.float32(values, types.intp, types.intp), codegen
 
