@@ -6,6 +6,7 @@ these rows, layer after layer as in a step, so that weights come from where a st
 one layer fits in.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -127,7 +128,7 @@ class Recorder(ReferenceBackend):
 
     def forward(self, step: StepInputs) -> Tensor:
         """See `Backend.forward`."""
-        self.batches.append(Batch(step, []))
+        self.batches.append(Batch(copy.deepcopy(step), []))  # the next step may be written into the same memory
         return super().forward(step)
 
     def _feed_forward(self, layer: int, weights: LayerWeights, x: Tensor, step: StepInputs) -> Tensor:

@@ -6,11 +6,11 @@ second to import, for this one function; the tests compare the two.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError, TemplateSyntaxError, nodes
+from jinja2 import TemplateError, nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -34,7 +34,7 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         try:
             self._template = _environment().from_string(source)
-        except TemplateSyntaxError as error:
+        except Exception as error:  # Python's own, too: Jinja compiles to it, and it has limits of nesting
             raise ModelLoadError(f"the model's chat template is not valid Jinja: {error}") from error
         self._special_tokens = dict(special_tokens)
 
@@ -50,12 +50,21 @@ class ChatTemplate:
             Exception: Of any kind: a template is a program of the checkpoint's author.
         """
         return self._template.render(
-            messages=json.loads(json.dumps([dict(message) for message in messages])),
+            messages=json.loads(json.dumps([_with_reasoning(message) for message in messages])),
             tools=None,
             documents=None,
             add_generation_prompt=add_generation_prompt,
             **self._special_tokens,
         )
+
+
+def _with_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A message whose reasoning, if it has any, is found under each name that templates read it by."""
+    named = (message.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
+    reasoning = next((text for text in named if text is not None), None)
+    if reasoning is None:
+        return dict(message)
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -65,6 +74,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
+    environment.globals["dict"] = _DictMaker()
     environment.globals["namespace"] = _namespace
     return environment
 
@@ -78,6 +88,17 @@ class _GenerationBlocks(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body).set_lineno(line)
+
+
+class _DictMaker:
+    """Makes dictionaries like `dict`, whose other methods would change what they are given."""
+
+    def __call__(self, *values: Any, **named: Any) -> dict[Any, Any]:
+        return dict(*values, **named)
+
+    def fromkeys(self, keys: Iterable[Any], value: Any = None) -> dict[Any, Any]:
+        """As `dict.fromkeys`."""
+        return dict.fromkeys(keys, value)
 
 
 class _Namespace(Namespace):

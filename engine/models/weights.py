@@ -1,7 +1,7 @@
 """From a checkpoint's tensors to the fused, neuron-major weights of the engine.
 
 Loaders differ in where tensors come from, not in where they go: each is a `TensorSource` that speaks the names of
-Hugging Face's Llama, and `build_weights` copies from any of them, one tensor at a time.
+Hugging Face's Llama, and `build_weights` copies from any of them, tensor by tensor.
 """
 
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ class TensorSource(Protocol):
 
 
 def build_weights(config: DecoderConfig, source: TensorSource, inv_freq: Tensor, dtype: torch.dtype) -> DecoderWeights:
-    """Copy every tensor to its place; beside the result at most `LOADERS` tensors are in memory.
+    """Copy every tensor to its place; beside the result no more is in memory than `LOADERS` tensors are made from.
 
     Args:
         config: The decoder's shape.
@@ -69,13 +69,15 @@ def build_weights(config: DecoderConfig, source: TensorSource, inv_freq: Tensor,
     weights = DecoderWeights(embedding, stacked, final_norm, lm_head, inv_freq)
     inference = torch.is_inference_mode_enabled()  # each thread has its own mode, and tensors of one refuse the other
 
-    def load(index: int, layer: LayerWeights) -> None:
+    def load(index: int) -> None:
         with torch.inference_mode(inference):
-            _load_layer(config, source, f"model.layers.{index}", layer)
+            _load_layer(config, source, f"model.layers.{index}", layers[index])
 
+    layers = weights.layers
     with ThreadPoolExecutor(LOADERS) as pool:
-        for _ in pool.map(load, range(config.num_layers), weights.layers):
-            pass  # an error of a layer comes out here
+        # A few at a time: a process that is told to end waits for all that was given to the pool.
+        for first in range(0, len(layers), LOADERS):
+            list(pool.map(load, range(first, min(first + LOADERS, len(layers)))))
     return weights
 
 

@@ -4,7 +4,7 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from jinja2.exceptions import SecurityError
+from jinja2.exceptions import TemplateRuntimeError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from engine.chat_template import ChatTemplate
@@ -41,6 +41,7 @@ TEMPLATES = {
     "slices": "{% for m in messages[::-1] %}{{ loop.index0 }}{{ m.role }}{% endfor %}{{ messages[1:] | length }}",
     "dictionary": "{% set d = dict(a=1, b=messages[0].role) %}{{ d.a }}{{ d['b'] }}"
     "{% for k, v in d.items() %}{{ k }}{% endfor %}",
+    "keys": "{{ dict.fromkeys(['a', 'b'], 1) | tojson }}{{ dict([('x', 1)], y=2) | tojson }}",
     "kinds": "{{ messages is string }}{{ messages[0] is mapping }}{{ messages[0].content is string }}"
     "{{ messages[0].tool_calls is defined }}{{ messages[0].get('name', 'nobody') }}",
 }
@@ -59,6 +60,15 @@ def test_agrees_with_transformers(name: str, add_generation_prompt: bool) -> Non
     assert ChatTemplate(source, SPECIAL_TOKENS).render(MESSAGES, add_generation_prompt) == expected[0]
 
 
+@pytest.mark.parametrize("name", ["thinking", "reasoning", "reasoning_content"])
+def test_reasoning_is_found_by_any_name(name: str) -> None:
+    source = "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.content }};{% endfor %}"
+    messages = [*MESSAGES, {"role": "assistant", "content": "Yes.", name: "Italic slants."}]
+    expected, _ = render_jinja_template(conversations=[messages], chat_template=source)
+    assert "Italic" in expected[0]
+    assert ChatTemplate(source, {}).render(messages, False) == expected[0]
+
+
 def test_what_a_template_raises_comes_through() -> None:
     with pytest.raises(Exception, match="roles must alternate"):
         ChatTemplate("{{ raise_exception('roles must alternate') }}", {}).render(MESSAGES, True)
@@ -70,6 +80,9 @@ def test_what_a_template_raises_comes_through() -> None:
         "{{ messages.__class__.__base__ }}",
         "{{ ''.__class__.__mro__ }}",
         "{{ dict.mro() }}",
+        "{{ dict['x'].mro() }}",
+        "{{ dict.pop(messages[0], 'role') }}",
+        "{{ dict.update(messages[0], role='system') }}",
         "{{ raise_exception.__globals__.json }}",
         "{{ messages.append(1) }}",
         "{% set ns = namespace(__html__='x') %}",
@@ -78,7 +91,7 @@ def test_what_a_template_raises_comes_through() -> None:
     ],
 )
 def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
-    with pytest.raises(SecurityError):
+    with pytest.raises(TemplateRuntimeError):  # SecurityError, or UndefinedError: there is no such thing
         ChatTemplate(source, {}).render(MESSAGES, True)
 
 
@@ -97,7 +110,17 @@ def test_a_template_sees_plain_data_only() -> None:
         render({"role": object()})
 
 
-@pytest.mark.parametrize("source", ["{% for message in %}", "{% generation %}", "{{ messages"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for message in %}",
+        "{% generation %}",
+        "{{ messages",
+        "{% for m in messages %}" * 25 + "{% endfor %}" * 25,  # more than Python nests
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+    ],
+    ids=["loop", "block", "expression", "nested loops", "nested expression"],
+)
 def test_a_broken_template_is_an_error_at_once(source: str) -> None:
     with pytest.raises(ModelLoadError, match="not valid Jinja"):
         ChatTemplate(source, {})

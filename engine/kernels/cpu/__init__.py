@@ -10,10 +10,10 @@ import numba
 
 @cache
 def sources_digest() -> str:
-    """Of everything that kernels are compiled from."""
+    """Of everything that kernels are compiled from, constants included."""
     sources = [
         *sorted(Path(__file__).parent.glob("*.py")),
-        *(Path(__file__).parents[2] / name for name in ("kv_cache.py", "philox.py")),
+        *(Path(__file__).parents[2] / name for name in ("activation.py", "kv_cache.py", "philox.py")),
     ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 

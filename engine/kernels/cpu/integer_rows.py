@@ -16,6 +16,7 @@ from engine.kernels.cpu.integer_simd import LOW_BITS, ROUNDED, largest_of, round
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import is_kind, pack_row
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight, PlainIntegerWeight
+from engine.kernels.cpu.simd import bits_to_float
 from engine.kernels.cpu.tiles import ROWS
 
 Array = NDArray[Any]
@@ -60,10 +61,10 @@ class PlainIntegerHidden(NamedTuple):
 @njit(**OPTIONS)
 def _scale_of(x, at, size):  # type: ignore[no-untyped-def]
     """What an integer of a group of values is multiplied by."""
-    largest = np.float32(0)
+    largest = np.int32(0)  # as bits, which order like floats and keep a NaN, where a comparison of floats need not
     for k in range(at, at + size, ROUNDED):
         largest = max(largest, largest_of(x, k))
-    return largest / LARGEST
+    return bits_to_float(np.uint32(largest)) / LARGEST
 
 
 @njit(**OPTIONS)

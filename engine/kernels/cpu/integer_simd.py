@@ -34,17 +34,16 @@ ROUNDED = 32  # values that are made integers at a time, a divisor of all groups
 
 @intrinsic
 def largest_of(typingctx: Any, values: Any, at: Any) -> Any:
-    """Largest absolute value of `ROUNDED` float32 values from `at` on."""
+    """Bits, int32, of the largest absolute value of `ROUNDED` float32 values from `at` on; NaN is larger than all."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.VectorType(_INT, ROUNDED)
         bits = load_as(builder, element_pointer(context, builder, signature.args[0], *args), kind)
         # Without its sign a float orders like its bits, and the maximum of integers is one instruction.
         magnitudes = builder.and_(bits, ir.Constant(kind, [0x7FFFFFFF] * ROUNDED))
-        top = fold_vector(builder, magnitudes, lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b))
-        return builder.bitcast(top, ir.FloatType())
+        return fold_vector(builder, magnitudes, lambda a, b: builder.select(builder.icmp_signed(">", a, b), a, b))
 
-    return types.float32(values, types.intp), codegen
+    return types.int32(values, types.intp), codegen
 
 
 @intrinsic

@@ -11,7 +11,7 @@ from engine.kernels.cpu.integer_simd import ROUNDED, largest_of, round_values, s
 
 @njit
 def largest(values: NDArray[np.float32], at: int) -> np.float32:
-    return largest_of(values, at)  # type: ignore[no-any-return]
+    return np.int32(largest_of(values, at)).view(np.float32)  # type: ignore[no-any-return]
 
 
 @njit
@@ -42,6 +42,13 @@ def test_the_largest_of_zeros_of_both_signs_is_zero() -> None:
     zeros[::2] = -0.0
 
     assert largest(zeros, 0) == 0
+
+
+def test_nan_is_larger_than_all() -> None:
+    values = values_of(0)
+    values[5], values[9] = np.nan, np.inf
+
+    assert np.isnan(largest(values, 0))
 
 
 @pytest.mark.parametrize("at", [0, 3, 7])
