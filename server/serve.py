@@ -2,9 +2,9 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -43,7 +43,8 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
     tracer = create_tracer(settings)  # likewise: a missing package
     # The first process of a container has no default handlers: without one of its own it could not be stopped while it
     # loads. uvicorn sets its own later.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)
     engine = AsyncEngine(engine_config, progress=progress)
     app = create_app(engine, settings, tracer)
     config = uvicorn.Config(
@@ -62,6 +63,13 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
     services: Services = app.state.services
     server = DrainingServer(config, services, lambda: progress(f"Serving {services.model_name} at {address}"))
     server.run(sockets=[listener])
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    """End a process that still loads: at once, for Python's own exit stops threads in the midst of PyTorch's code, which
+    aborts.
+    """
+    os._exit(128 + number)
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -115,3 +117,14 @@ def test_an_address_in_use_is_named_before_anything_is_loaded() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}"):
             serve(EngineConfig(model="/no/such/model"), ServerSettings(port=port))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_server_that_still_loads(number: signal.Signals) -> None:
+    command = [sys.executable, "-u", "-c", "from server.cli import app; app()", "serve", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("Loading"))
+        process.send_signal(number)
+        rest = process.stdout.read()
+    assert process.returncode == 128 + number, rest
