@@ -66,9 +66,7 @@ def serve(engine_config: EngineConfig, settings: ServerSettings, progress: Calla
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    """End a process that still loads: at once, for Python's own exit stops threads in the midst of PyTorch's code, which
-    aborts.
-    """
+    """End a process that still loads: at once, for Python's exit would stop threads inside PyTorch, which aborts."""
     os._exit(128 + number)
 
 
