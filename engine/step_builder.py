@@ -19,8 +19,6 @@ Items = tuple[ScheduledSequence, ...]
 
 _SILU, _RELU = MODE_CODE[ActivationMode.SILU], MODE_CODE[ActivationMode.RELU]
 
-_NO_ROWS = np.empty(0, np.int64)
-
 
 class StepBuilder:
     """Lays the tokens of plans out as rows.
@@ -46,7 +44,7 @@ class StepBuilder:
         if decodes and decoding is not None and decoding.advance(items):
             decoding.step.skip_zeros = self._skips(decoding.relu, len(items))
             return decoding.step
-        layout = _decoding_layout(items) if decodes else _layout(items)
+        layout = _layout(items)
         tables = np.zeros((len(items), max(len(item.sequence.block_ids) for item in items)), np.int32)
         for line, item in zip(tables, items, strict=True):
             line[: len(item.sequence.block_ids)] = item.sequence.block_ids
@@ -75,7 +73,7 @@ class StepBuilder:
         )
         # A row whose activation has yet to begin changes with its position.
         stays = decodes and activations.all_active
-        self._decoding = _Decoding(step, relu, items, layout, slots, tables) if stays else None
+        self._decoding = _Decoding(step, relu, items) if stays else None
         return step
 
 
@@ -86,23 +84,16 @@ class _Decoding:
         step: The step.
         relu: Its rows in RELU mode.
         items: What it computes.
-        layout, slots, tables: The memory of its tensors.
     """
 
-    def __init__(
-        self,
-        step: StepInputs,
-        relu: int,
-        items: Items,
-        layout: "_Layout",
-        slots: NDArray[np.int64],
-        tables: NDArray[np.int32],
-    ) -> None:
+    def __init__(self, step: StepInputs, relu: int, items: Items) -> None:
         self.step = step
         self.relu = relu
         self._sequences = [item.sequence for item in items]
         self._blocks = [item.sequence.block_ids.copy() for item in items]
-        self._tokens, self._positions, self._slots, self._tables = layout.tokens, layout.positions, slots, tables
+        # The memory of the step's own tensors.
+        self._tokens, self._positions = step.token_ids.numpy(), step.positions.numpy()
+        self._slots, self._tables = step.slots.numpy(), step.block_tables.numpy()
 
     def advance(self, items: Items) -> bool:
         """Turn the step into one of later tokens of the same sequences; False if these are others or need more room."""
@@ -139,13 +130,6 @@ class _Layout(NamedTuple):
     sample_rows: NDArray[np.int64]
     score_rows: NDArray[np.int64]
     score_tokens: NDArray[np.int64]
-
-
-def _decoding_layout(items: Items) -> _Layout:
-    rows = np.arange(len(items))
-    starts = np.array([item.start for item in items], np.int64)
-    tokens = np.array([item.sequence.token_ids[item.start] for item in items], np.int64)
-    return _Layout(rows.astype(np.int32), tokens, starts, rows, _NO_ROWS, _NO_ROWS)
 
 
 def _layout(items: Items) -> _Layout:

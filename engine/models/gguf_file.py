@@ -166,7 +166,7 @@ class GgufFile:
         return value
 
     def _read_string(self) -> str:
-        return str(self._take(self._unpack("Q")), "utf-8")
+        return self._read_strings(1)[0]
 
     def _read_key_value(self) -> tuple[str, MetadataValue]:
         key = self._read_string()
@@ -192,7 +192,7 @@ class GgufFile:
         return values
 
     def _read_strings(self, count: int) -> list[str]:
-        """As `_read_string` does, for vocabularies of 100,000 strings: no calls of our own between two of them."""
+        """Each after its length. Vocabularies have 100,000 of them: no calls of our own between two."""
         contents, offset, strings = self._contents, self._offset, []
         unpack_length = struct.Struct("<Q").unpack_from
         for _ in range(count):
