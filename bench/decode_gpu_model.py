@@ -112,6 +112,7 @@ def random_checkpoint(
         name=name,
         path=Path(name),
         source_format=SourceFormat.HUGGING_FACE,
+        tokenizer_source=Path(name),
         config=config,
         weights=weights,
         adapter=None,

@@ -6,10 +6,13 @@ exact and cheap: a character split over tokens is simply a few bytes that are no
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer as Backend
 
 from engine.errors import ModelLoadError
@@ -46,10 +49,11 @@ def token_bytes(backend: Backend) -> TokenBytes:
     added: dict[int, Any] = backend.get_added_tokens_decoder()
     spell, prefix_spaces = _spelling(_decoder_steps(backend))
     pieces = [b""] * (max(vocab.values(), default=-1) + 1)
-    for token, token_id in vocab.items():
-        # Added tokens are matched in raw text, so in a byte-level vocabulary they are not written in its alphabet.
-        literal = token_id in added and spell is _spell_byte_level
-        pieces[token_id] = token.encode() if literal else spell(token)
+    for token_id, piece in zip(vocab.values(), spell(vocab), strict=True):
+        pieces[token_id] = piece
+    if spell is _spell_byte_level:  # added tokens are matched in raw text: they are not written in this alphabet
+        for token_id, token in added.items():
+            pieces[token_id] = token.content.encode()
     visible = pieces.copy()
     for token_id, token in added.items():
         if token.special:
@@ -64,9 +68,10 @@ def _decoder_steps(backend: Backend) -> list[dict[str, Any]]:
     return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
 
 
-def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[str], bytes], int]:
+def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[Iterable[str]], list[bytes]], int]:
+    """What makes bytes of all tokens, and `prefix_spaces`."""
     if not steps:
-        return (lambda token: f" {token}".encode()), 1  # words, joined by spaces
+        return (lambda tokens: [f" {token}".encode() for token in tokens]), 1  # words, joined by spaces
     if len(steps) == 1 and steps[0]["type"] == "ByteLevel":
         return _spell_byte_level, 0
     replacements: list[tuple[str, str]] = []
@@ -97,27 +102,38 @@ def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[str], bytes], int]
             token = token.replace(old, new)
         return token.encode()
 
-    return spell, prefix_spaces
+    return (lambda tokens: [spell(token) for token in tokens]), prefix_spaces
 
 
-def _byte_level_table() -> dict[int, int]:
-    """For `str.translate`: from GPT-2's printable alphabet to the byte that each character stands for.
+def _byte_level_table() -> NDArray[np.int16]:
+    """GPT-2's printable alphabet: the byte that each character stands for, -1 for those outside it.
 
     Printable Latin-1 characters stand for themselves, the other 68 bytes are written as characters from U+0100 on.
-    Latin-1 characters outside the alphabet go out of the range of bytes, so that encoding notices them.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
-    table = {0x100 + index: byte for index, byte in enumerate(others)}
-    table.update(dict.fromkeys(others, 0x100))
+    table = np.full(0x100 + len(others), -1, np.int16)
+    table[printable] = printable
+    table[0x100:] = others
     return table
 
 
 _BYTE_LEVEL = _byte_level_table()
 
 
-def _spell_byte_level(token: str) -> bytes:
-    try:
-        return token.translate(_BYTE_LEVEL).encode("latin-1")
-    except UnicodeEncodeError:
-        return token.encode()  # not in the alphabet: stands for itself
+def _spell_byte_level(tokens: Iterable[str]) -> list[bytes]:
+    spelled = _in_alphabet("".join(tokens))  # all in one go, far faster than one by one: a character is a byte
+    if spelled is None:
+        # A token that is not in the alphabet stands for itself.
+        return [token.encode() if (one := _in_alphabet(token)) is None else one for token in tokens]
+    bounds = accumulate(map(len, tokens), initial=0)
+    return [spelled[start:end] for start, end in pairwise(bounds)]
+
+
+def _in_alphabet(text: str) -> bytes | None:
+    """What a text in the alphabet stands for; None if it is not in it."""
+    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    if (characters >= len(_BYTE_LEVEL)).any():
+        return None
+    found = _BYTE_LEVEL[characters]
+    return None if (found < 0).any() else found.astype(np.uint8).tobytes()

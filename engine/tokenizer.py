@@ -6,26 +6,29 @@ from typing import Any
 
 from engine.chat_template import ChatTemplate
 from engine.errors import InvalidRequest, ModelLoadError
+from engine.models.gguf_file import GgufFile
 from engine.token_bytes import token_bytes
 from engine.tokenizer_gguf import load_gguf
 from engine.tokenizer_hf import load_folder
 from engine.tokenizer_parts import TokenizerParts
 
 
-def load_tokenizer(path: Path) -> "Tokenizer":
+def load_tokenizer(source: Path | GgufFile) -> "Tokenizer":
     """Load the tokenizer of a model.
 
     Args:
-        path: A Hugging Face folder or a `.gguf` file.
+        source: A Hugging Face folder, or a `.gguf` file or its path.
 
     Raises:
         ModelLoadError: Files are missing, malformed or of a kind that is not supported.
     """
-    if path.is_dir():
-        return Tokenizer(load_folder(path))
-    if path.suffix.lower() == ".gguf":
-        return Tokenizer(load_gguf(path))
-    raise ModelLoadError(f"cannot load a tokenizer from {path}: neither a Hugging Face folder nor a .gguf file")
+    if isinstance(source, GgufFile):
+        return Tokenizer(load_gguf(source))
+    if source.is_dir():
+        return Tokenizer(load_folder(source))
+    if source.suffix.lower() == ".gguf":
+        return Tokenizer(load_gguf(GgufFile(source)))
+    raise ModelLoadError(f"cannot load a tokenizer from {source}: neither a Hugging Face folder nor a .gguf file")
 
 
 class Tokenizer:

@@ -5,7 +5,6 @@ name means. An unknown name is refused: a guess would give plausible but wrong t
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
@@ -67,23 +66,23 @@ _PRE_TOKENIZERS = {
 }
 
 
-def load_gguf(path: Path) -> TokenizerParts:
+def load_gguf(file: GgufFile) -> TokenizerParts:
     """Build the tokenizer of a GGUF file from its metadata.
 
     Args:
-        path: The file. `tokenizer.ggml.model` must be `"gpt2"` (byte-level BPE) or `"llama"` (SentencePiece BPE).
+        file: The file. `tokenizer.ggml.model` must be `"gpt2"` (byte-level BPE) or `"llama"` (SentencePiece BPE).
 
     Raises:
         ModelLoadError: The metadata are incomplete or inconsistent, or name a tokenizer that is not supported.
     """
-    metadata = GgufFile(path).metadata
+    metadata, name = file.metadata, file.path.name
     tokens = metadata.strings("tokenizer.ggml.tokens")
     types = metadata.integers("tokenizer.ggml.token_type")
     if len(types) != len(tokens):
-        raise ModelLoadError(f"{path.name}: {len(tokens)} tokens but {len(types)} token types")
+        raise ModelLoadError(f"{name}: {len(tokens)} tokens but {len(types)} token types")
     special = {
-        name: _token(tokens, metadata, f"tokenizer.ggml.{key}_token_id")
-        for name, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
+        role: _token(tokens, metadata, f"tokenizer.ggml.{key}_token_id")
+        for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding"))
     }
     model = metadata.string("tokenizer.ggml.model")
     try:
@@ -93,7 +92,7 @@ def load_gguf(path: Path) -> TokenizerParts:
             backend, add_bos = _sentencepiece(metadata, tokens, types, special["unk"])
         else:
             raise ModelLoadError(
-                f"{path.name}: tokenizer model {model!r} is not supported; supported are 'gpt2' and 'llama'"
+                f"{name}: tokenizer model {model!r} is not supported; supported are 'gpt2' and 'llama'"
             )
         _add_tokens(backend, tokens, types)
         frame_texts(
@@ -104,11 +103,11 @@ def load_gguf(path: Path) -> TokenizerParts:
     except ModelLoadError:
         raise
     except Exception as error:  # tokenizers raises nothing more specific
-        raise ModelLoadError(f"{path.name}: the tokenizer is inconsistent: {error}") from error
+        raise ModelLoadError(f"{name}: the tokenizer is inconsistent: {error}") from error
     return TokenizerParts(
         backend,
         _eos_token_ids(metadata, tokens, types),
-        {f"{name}_token": token for name, token in special.items() if token is not None},
+        {f"{role}_token": token for role, token in special.items() if token is not None},
         metadata.string("tokenizer.chat_template"),
     )
 

@@ -56,7 +56,8 @@ class Checkpoint:
 
     Attributes:
         name: What the model is called: hub name, folder name or file name without its ending.
-        path: Hugging Face folder or GGUF file; the tokenizer is read from there too.
+        path: Hugging Face folder or GGUF file.
+        tokenizer_source: Where the tokenizer lies: the folder, or the file as it was opened.
         adapter: Folder of the adapter that was merged, if any.
         support: The activations it was tuned for, as the adapter's or else the model's metadata says.
         quality: What the same metadata says about measured quality.
@@ -67,6 +68,7 @@ class Checkpoint:
     name: str
     path: Path
     source_format: SourceFormat
+    tokenizer_source: Path | GgufFile
     config: DecoderConfig
     weights: DecoderWeights
     adapter: Path | None
@@ -85,6 +87,7 @@ class _Opened:
     inv_freq: torch.Tensor
     metadata: Mapping[str, str]
     eos_token_ids: tuple[int, ...]
+    tokenizer_source: Path | GgufFile
 
 
 def load_checkpoint(
@@ -121,6 +124,7 @@ def load_checkpoint(
         name=location.name,
         path=location.path,
         source_format=location.source_format,
+        tokenizer_source=opened.tokenizer_source,
         config=config,
         weights=weights,
         adapter=folder,
@@ -188,7 +192,7 @@ def _open_folder(folder: Path) -> _Opened:
     config = read_config(folder / "config.json")
     source = SafetensorsSource(folder)
     inv_freq = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
-    return _Opened(config, source, inv_freq, source.metadata, _folder_eos_token_ids(folder))
+    return _Opened(config, source, inv_freq, source.metadata, _folder_eos_token_ids(folder), folder)
 
 
 def _open_gguf(path: Path) -> _Opened:
@@ -197,7 +201,8 @@ def _open_gguf(path: Path) -> _Opened:
     metadata = {
         key: value for key, value in file.metadata.items() if key.startswith(METADATA_PREFIX) and isinstance(value, str)
     }
-    return _Opened(config, GgufSource(file, config), gguf_inv_freq(file, config), metadata, gguf_eos_token_ids(file))
+    source, inv_freq = GgufSource(file, config), gguf_inv_freq(file, config)
+    return _Opened(config, source, inv_freq, metadata, gguf_eos_token_ids(file), file)
 
 
 def _folder_eos_token_ids(folder: Path) -> tuple[int, ...]:

@@ -29,7 +29,9 @@ from engine import (
     UnsupportedArchitecture,
 )
 from engine.kernels.cpu.backend import CpuBackend
+from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.isa import has_amx
+from engine.kernels.cpu.quantise import quantise_down, quantise_int4, quantise_int8
 from engine.kernels.cpu.quantised import (
     INT4_GROUP,
     INT8_GROUP,
@@ -37,9 +39,6 @@ from engine.kernels.cpu.quantised import (
     NEURONS,
     Int4Weight,
     PlainIntegerWeight,
-    quantise_down,
-    quantise_int4,
-    quantise_int8,
 )
 from engine.kernels.reference import ReferenceBackend
 from engine.kv_cache import KVCache
@@ -49,7 +48,7 @@ from engine.outputs import SampleOutput
 from tests.engine.models.tiny import make_tiny
 from tests.engine.steps import Chunk, blocks_of, step_inputs
 
-LAYERS, OUT, IN = 2, 32, 128
+LAYERS, OUT, IN = 3, 48, 128
 # A scale in bfloat16 is off by up to this share of itself.
 SCALE_ERROR = 2.0**-8
 TEXTS = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))[:8]
@@ -103,13 +102,13 @@ def by_rows(factors: NDArray[Any], shape: torch.Size, group: int) -> NDArray[np.
 
 
 def read_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    stored = quantise_int8(weight, amx=True)
+    stored = quantise_int8(as_array(weight), amx=True)
     steps = by_neurons(stored.scales, weight.shape, INT8_GROUP)
     return torch.from_numpy(stored.values.reshape(weight.shape) * steps), torch.from_numpy(steps)
 
 
 def read_plain_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    stored = quantise_int8(weight, amx=False)
+    stored = quantise_int8(as_array(weight), amx=False)
     steps = by_rows(stored.scales, weight.shape, INT8_GROUP)
     return torch.from_numpy(in_lanes(stored.values.reshape(weight.shape), INT8_GROUP, 2) * steps), torch.from_numpy(
         steps
@@ -125,7 +124,7 @@ def halves_of(values: NDArray[Any], shape: torch.Size) -> NDArray[Any]:
 
 
 def read_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    stored = quantise_int4(weight, amx=True)
+    stored = quantise_int4(as_array(weight), amx=True)
     assert isinstance(stored, Int4Weight)
     steps, minima = (by_neurons(part, weight.shape, INT4_GROUP) for part in (stored.scales, stored.minima))
     whole = halves_of(stored.values, weight.shape)
@@ -133,7 +132,7 @@ def read_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def read_plain_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    stored = quantise_int4(weight, amx=False)
+    stored = quantise_int4(as_array(weight), amx=False)
     assert isinstance(stored, PlainIntegerWeight)
     steps, minima = (by_rows(part, weight.shape, INT4_GROUP) for part in (stored.scales, stored.minima))
     whole = in_lanes(halves_of(stored.values, weight.shape), INT4_GROUP, 4)
@@ -142,7 +141,7 @@ def read_plain_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def read_down(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Of [layers, intermediate, hidden]: a group is 64 rows of one column."""
-    stored = quantise_down(weight)
+    stored = quantise_down(as_array(weight))
     layers, neurons, hidden = weight.shape
     steps = floats(stored.scales).reshape(layers, neurons // INT8_GROUP, hidden).repeat(INT8_GROUP, 1)
     return torch.from_numpy(stored.values.reshape(weight.shape) * steps), torch.from_numpy(steps)
@@ -217,7 +216,7 @@ def test_constant_groups_stay_constant_and_zeros_stay_zeros(kind: str, values: N
 @every_kind
 def test_each_value_has_its_own_place(kind: str) -> None:
     """All zeros but one value: it comes back where it was, and everything else as 0."""
-    for place in [(0, 0, 0), (0, 0, 33), (0, 17, 64), (1, 15, 95), (1, 31, 127)]:
+    for place in [(0, 0, 0), (0, 0, 33), (0, 17, 64), (1, 15, 95), (1, 31, 127), (2, 47, 126)]:
         weight = torch.zeros(LAYERS, OUT, IN)
         weight[place] = 3.0
 
@@ -225,6 +224,15 @@ def test_each_value_has_its_own_place(kind: str) -> None:
 
         assert float(found[place]) == pytest.approx(3.0, rel=2 * SCALE_ERROR)
         assert found.count_nonzero() == 1
+
+
+@every_kind
+@given(weight=weights())
+def test_bfloat16_is_quantised_like_the_same_numbers_in_float32(kind: str, weight: Tensor) -> None:
+    short = weight.bfloat16()
+
+    for found, expected in zip(READERS[kind](short), READERS[kind](short.float()), strict=True):
+        assert torch.equal(found, expected)
 
 
 # Small models.

@@ -14,16 +14,8 @@ from engine.kernels.cpu.down import down_tiles
 from engine.kernels.cpu.integer import integer_down_tiles, integer_tiles
 from engine.kernels.cpu.integer_rows import IntegerHidden, IntegerRows, PlainIntegerHidden, PlainIntegerRows
 from engine.kernels.cpu.product import PlainRows, TileRows, product_tiles, tile_columns
-from engine.kernels.cpu.quantised import (
-    INT4_GROUP,
-    INT4_UNIT,
-    INT8_GROUP,
-    INT8_UNIT,
-    lane_order,
-    quantise_down,
-    quantise_int4,
-    quantise_int8,
-)
+from engine.kernels.cpu.quantise import quantise_down, quantise_int4, quantise_int8
+from engine.kernels.cpu.quantised import INT4_GROUP, INT4_UNIT, INT8_GROUP, INT8_UNIT, lane_order
 from engine.kernels.cpu.tiles import ROWS
 
 Array = NDArray[Any]
@@ -55,14 +47,16 @@ def as_array(tensor: Tensor) -> Array:
 
 def store(weight: Tensor, kind: Format, *, amx: bool) -> Any:
     """A weight [layers, out, in] in its format, quantised ones laid out for AMX or for vector loops."""
+    array = as_array(weight)
     if kind is Format.FLOAT:
-        return as_array(weight).reshape(len(weight), -1)
-    return quantise_int8(weight, amx=amx) if kind is Format.INT8 else quantise_int4(weight, amx=amx)
+        return array.reshape(len(array), -1)
+    return quantise_int8(array, amx=amx) if kind is Format.INT8 else quantise_int4(array, amx=amx)
 
 
 def store_down(weight: Tensor, kind: Format) -> Any:
     """`down` [layers, intermediate, hidden], in `kind.of_down`."""
-    return as_array(weight).reshape(len(weight), -1) if kind is Format.FLOAT else quantise_down(weight)
+    array = as_array(weight)
+    return array.reshape(len(array), -1) if kind is Format.FLOAT else quantise_down(array)
 
 
 def make_rows(kind: Format, rows: int, size: int, *, amx: bool) -> Any:

@@ -15,7 +15,7 @@ from engine.kernels.cpu.formats import Format, as_array, make_rows, tiles_for
 from engine.kernels.cpu.isa import has_amx
 from engine.kernels.cpu.layers import TILES, prepare
 from engine.kernels.cpu.product import BLOCK, product
-from engine.kernels.cpu.quantised import quantise_int4, quantise_int8
+from engine.kernels.cpu.quantise import quantise_int4, quantise_int8
 from engine.kernels.cpu.tiles import configure, release
 from tests.engine.kernels.kinds import normal
 
@@ -28,7 +28,7 @@ def _bfloat16(weight: Tensor, *, amx: bool) -> Any:
 
 def _layer(quantise: Callable[..., Any]) -> Callable[..., Any]:
     def store(weight: Tensor, *, amx: bool) -> Any:
-        stacked = quantise(weight[None], amx=amx)
+        stacked = quantise(as_array(weight)[None], amx=amx)
         return type(stacked)(*(part[0] for part in stacked))
 
     return store
