@@ -51,14 +51,14 @@ def down_tiles(rows: int) -> NDArray[np.uint8]:
     return tile_config({**dict.fromkeys(range(4), sums), 4: inputs, 5: inputs, 6: weights, 7: weights})
 
 
-def column_unit(down):  # type: ignore[no-untyped-def]
+def column_unit(h):  # type: ignore[no-untyped-def]
     """Columns of `down` that one thread must compute together (for use in kernels only)."""
     raise NotImplementedError
 
 
 @overload(column_unit)
-def _column_unit(down):  # type: ignore[no-untyped-def]
-    return (lambda down: BLOCK) if isinstance(down, types.Array) else None
+def _column_unit(h):  # type: ignore[no-untyped-def]
+    return (lambda h: BLOCK) if isinstance(h, types.Array) else None
 
 
 def neuron_parts(h):  # type: ignore[no-untyped-def]
@@ -90,7 +90,7 @@ def multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, 
         down: [intermediate * hidden], bfloat16 bits or float32.
         hidden: Columns of `down`.
         begin, end: One of the `neuron_parts`; multiples of 32.
-        first, last: Multiples of 32.
+        first, last: Multiples of the `column_unit`.
         totals: Scratch, float32 [rows16 * hidden].
         panel: Scratch, uint32 [PANEL * PANEL_COLUMNS / 2].
         out: float32 [rows * hidden].

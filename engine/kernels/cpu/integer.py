@@ -39,7 +39,7 @@ from engine.kernels.cpu.integer_simd import (
 from engine.kernels.cpu.integer_words import LISTED, add_neurons
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.product import BLOCK, is_kind, product, tile_columns, unpack_tile
-from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Down
+from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight
 from engine.kernels.cpu.rows import interleave4, prefetch
 from engine.kernels.cpu.tiles import ROW_BYTES, ROWS, clear, load, multiply_int8, store, tile_config
 
@@ -190,8 +190,10 @@ def _int4_product(inputs, rows, first, last, size, weights, neuron, out, at, str
 
 
 @overload(column_unit)
-def _column_unit(down):  # type: ignore[no-untyped-def]
-    return (lambda down: INT8_GROUP) if is_kind(down, Int8Down) else None
+def _column_unit(h):  # type: ignore[no-untyped-def]
+    if is_kind(h, IntegerHidden):
+        return lambda h: INT8_GROUP
+    return (lambda h: BLOCK) if is_kind(h, PlainIntegerHidden) else None
 
 
 @overload(neuron_parts)

@@ -80,11 +80,11 @@ def _int8_down(h, rows, intermediate, down, hidden, begin, end, first, last, tot
         if alone > 0:
             for k in range(first, last, INT8_GROUP):
                 # The next group's neurons, in the order of memory; each block of columns fetches its share.
-                done = INT8_GROUP * (k - first) // columns, INT8_GROUP * (k - first + INT8_GROUP) // columns
-                for line in range(done[0], done[1]):
+                right = min(k + INT8_GROUP, last)
+                for line in range(INT8_GROUP * (k - first) // columns, INT8_GROUP * (right - first) // columns):
                     fetch(values, ((g + 1) * INT8_GROUP + line) * hidden + first, columns)
                 for r in range(0, alone, TOKENS):
-                    for column in range(k, k + INT8_GROUP, COLUMNS):
+                    for column in range(k, right, COLUMNS):
                         add_group(totals, words, r, intermediate, row_scales, values, scales, g, hidden, column)
         for r in range(alone, rows):
             counts[:] = 0

@@ -398,7 +398,7 @@ def _add_neurons(  # type: ignore[no-untyped-def]
 def _share_columns(x, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
     """`multiply_hidden` of many rows, which go through the weights of a part while these are in a cache."""
     rows, hidden = x.shape
-    unit, parts, intermediate = column_unit(down), neuron_parts(h), scratch.intermediate
+    unit, parts, intermediate = column_unit(h), neuron_parts(h), scratch.intermediate
     units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
     out = x.reshape(-1)
     for thread in prange(threads):
@@ -433,7 +433,7 @@ def _share_neurons(rows, hidden, config, skip, down, threads, scratch, h, totals
     Threads wait for memory, which is fastest when each reads a stretch of its own. Only where their number does not
     divide that of the parts, columns are shared out as well.
     """
-    unit, parts, intermediate = column_unit(down), neuron_parts(h), scratch.intermediate
+    unit, parts, intermediate = column_unit(h), neuron_parts(h), scratch.intermediate
     units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
     partials, size = scratch.partials, ROWS * hidden
     pieces = 1

@@ -181,11 +181,11 @@ def make_dots(num_rows: int, num_vectors: int, *, fetch: bool) -> Any:
     return dots
 
 
-# What comes first reads weights from memory, which is fastest in order: one neuron after another meets up to six token
-# rows. Weights that are in a cache already meet other rows by several neurons, whose sums leave just enough of the
-# vector registers, 16 or 32 with AVX-512, for a part of each neuron's weights and one of a token row; and a single row,
-# which would wait for its own additions.
-NEURONS, TOKENS = (4, 4) if has_avx512() else (2, 6)
+# What comes first reads weights from memory, which is fastest in order: one neuron after another meets up to `ORDERED`
+# token rows. Weights that are in a cache already meet other rows by several neurons, whose sums leave just enough of
+# the vector registers, 16 or 32 with AVX-512, for two parts of each neuron's weights, which LLVM loads at once, and one
+# of a token row; and a single row, which would wait for its own additions.
+ORDERED, NEURONS, TOKENS = (4, 4, 4) if has_avx512() else (6, 2, 5)
 CACHED = 4
 SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
 _DOTS_1, _DOTS_2, _DOTS_3, _DOTS_4, _DOTS_5, _DOTS_6 = (make_dots(1, vectors, fetch=True) for vectors in range(1, 7))
