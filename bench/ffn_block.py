@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from bench.bandwidth import arrays_of
 from engine.activation import ALWAYS_SILU, MODE_CODE, NEVER_SILU, ActivationMode
+from engine.kernels.cpu.feed_forward import feed_forward
 from engine.kernels.cpu.formats import (
     Format,
     as_array,
@@ -30,7 +31,7 @@ from engine.kernels.cpu.formats import (
     tiles_for,
 )
 from engine.kernels.cpu.isa import has_amx
-from engine.kernels.cpu.layers import StepRows, feed_forward, of_layer
+from engine.kernels.cpu.layers import StepRows, of_layer
 from engine.kernels.cpu.options import OPTIONS
 from engine.kernels.cpu.scratch import make_scratch
 from engine.models.config import DecoderConfig

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from bench.ffn_block import Shape, Weights
 from engine.activation import apply_activation
-from engine.kernels.triton.costs import relu_rows
+from engine.ffn_probe import relu_rows
 from engine.kernels.triton.feed_forward import feed_forward, scratch_bytes
 from engine.kernels.triton.linear import Workspace
 

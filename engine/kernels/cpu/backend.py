@@ -20,6 +20,7 @@ from engine.kernels.cpu.angles import AngleTable
 from engine.kernels.cpu.attention_tiles import STEP, attention_tiles
 from engine.kernels.cpu.cost_cache import cached_costs
 from engine.kernels.cpu.costs import measure_ffn_costs
+from engine.kernels.cpu.feed_forward import feed_forward
 from engine.kernels.cpu.formats import (
     Format,
     as_array,
@@ -31,11 +32,11 @@ from engine.kernels.cpu.formats import (
     tiles_for,
 )
 from engine.kernels.cpu.isa import has_amx, vector_set
-from engine.kernels.cpu.layers import LayerArrays, Scratch, StepRows, feed_forward, of_layer, project, run_layers
+from engine.kernels.cpu.layers import LayerArrays, StepRows, of_layer, project, run_layers
 from engine.kernels.cpu.pinning import pin_compute_threads
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.quantised import INT8_GROUP
-from engine.kernels.cpu.scratch import make_scratch
+from engine.kernels.cpu.scratch import Scratch, make_scratch
 from engine.kernels.cpu.tiles import ROWS
 from engine.kv_cache import KVCache
 from engine.models.config import DecoderConfig, DecoderWeights

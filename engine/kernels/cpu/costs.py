@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from engine.activation import MODE_CODE, ActivationMode, ActivationRows, PositiveBranch
+from engine.ffn_probe import make_gate, make_rows, relu_rows
 from engine.ffn_router import HIGH_ZEROS, LOW_ZEROS, MEASURED_ROWS, FfnCosts
 from engine.step import StepInputs
 
@@ -24,21 +24,11 @@ def measure_ffn_costs(backend: "CpuBackend") -> FfnCosts:
     A gate made for it gives each row its own zeros, of a known share.
     """
     generator = torch.Generator().manual_seed(0)
-    gates = {zeros: backend.store_gate(_gate(backend, zeros, generator)) for zeros in (LOW_ZEROS, HIGH_ZEROS)}
-    costs = []
-    for rows in MEASURED_ROWS:
-        x = torch.randn(rows, backend.config.hidden_size, generator=generator)
-        x[:, 0] = 1
-        costs.append(_median_seconds(backend, x, gates))
-    return FfnCosts(*zip(*costs, strict=True))
-
-
-def _gate(backend: "CpuBackend", zeros: float, generator: torch.Generator) -> Tensor:
-    """[intermediate, hidden] whose products with rows (1, noise) are normal, the wanted share of them negative."""
     config = backend.config
-    gate = torch.randn(config.intermediate_size, config.hidden_size, generator=generator) / config.hidden_size**0.5
-    gate[:, 0] = -statistics.NormalDist().inv_cdf(zeros)
-    return gate
+    like = torch.empty(config.intermediate_size, config.hidden_size)
+    gates = {zeros: backend.store_gate(make_gate(like, zeros, generator)) for zeros in (LOW_ZEROS, HIGH_ZEROS)}
+    costs = [_median_seconds(backend, make_rows(like, rows, generator), gates) for rows in MEASURED_ROWS]
+    return FfnCosts(*zip(*costs, strict=True))
 
 
 def _median_seconds(backend: "CpuBackend", x: Tensor, gates: dict[float, Any]) -> tuple[float, ...]:
@@ -61,13 +51,7 @@ def _seconds(backend: "CpuBackend", layer: int, x: Tensor, gate: Any, step: Step
 
 def _step(rows: int, *, sparse: bool) -> StepInputs:
     nothing = torch.zeros(0, dtype=torch.int64)
-    activations = ActivationRows(
-        mode=torch.full((rows,), MODE_CODE[ActivationMode.RELU]),
-        threshold=torch.zeros(rows, dtype=torch.int64),
-        keys=torch.zeros(rows, 2, dtype=torch.int64),
-        positions=torch.zeros(rows, dtype=torch.int64),
-        positive_branch=PositiveBranch.SILU,
-    )
+    activations = relu_rows(rows, torch.device("cpu"))
     return StepInputs(
         token_ids=torch.zeros(rows, dtype=torch.int64),
         positions=activations.positions,

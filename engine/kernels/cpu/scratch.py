@@ -1,18 +1,40 @@
 """Memory that steps compute in, kept from one to the next."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.kernels.cpu import aligned
 from engine.kernels.cpu.down import NEURON_PARTS, PANEL, PANEL_COLUMNS
-from engine.kernels.cpu.layers import PARTS, TILES, Scratch, step_of_parts
+from engine.kernels.cpu.feed_forward import PARTS, step_of_parts
+from engine.kernels.cpu.linear import TILES
 from engine.kernels.cpu.options import FEW_ROWS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS
 from engine.kernels.cpu.tiles import ROWS
 from engine.models.config import DecoderConfig
+
+Array = NDArray[Any]
+
+
+class Scratch(NamedTuple):
+    """Memory of a step. Sizes are those of the rows at hand, or more."""
+
+    qkv: Array  # float32 [rows, q_size + 2 * kv_size]
+    queries: Array  # float32 [rows, num_heads, head_dim]
+    attended: Array  # float32 [rows, q_size]
+    h: Any  # [rows16 * intermediate], act(gate) * up as `multiply_down` wants it
+    intermediate: int
+    totals: Array  # float32 [rows16 * hidden], or [NEURON_PARTS * 16 * hidden] if that is more
+    partials: Array  # float32 [NEURON_PARTS, FEW_ROWS * hidden]
+    zeros: Array  # int64 [PARTS or threads, rows], see `activate`
+    kept: Array  # likewise
+    neurons: Array  # int64 [PARTS or threads], whose weights in `up` and `down` were read
+    thread: Array  # float32 [threads, TILES + rows of a chunk * (BLOCK + widest part of neurons)]
+    words: Array  # uint32 [threads, PANEL * PANEL_COLUMNS / 2 or the widest part of neurons]
+    places: Array  # int64 [threads, intermediate + 66]
+    copies: Array  # uint8 [threads, 4 * BLOCK * hidden]
 
 
 def widest_part(intermediate: int, parts: int) -> int:

@@ -1,6 +1,5 @@
 """Costs of both feed-forward paths of RELU rows, for the router: from the device's table, else measured at start."""
 
-import statistics
 from collections.abc import Sequence
 from functools import partial
 from typing import Protocol
@@ -8,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from engine.activation import MODE_CODE, NEVER_SILU, ActivationMode, ActivationRows, PositiveBranch
+from engine.ffn_probe import make_gate, make_rows, relu_rows
 from engine.ffn_router import HIGH_ZEROS, LOW_ZEROS, MEASURED_ROWS, FfnCosts
 from engine.kernels.triton.feed_forward import feed_forward
 from engine.kernels.triton.linear import Workspace
@@ -73,32 +72,6 @@ def measure_ffn_costs(
         sparse_low.append(times(low, skip_zeros=True))
         sparse_high.append(times(high, skip_zeros=True))
     return FfnCosts(tuple(dense), tuple(sparse_low), tuple(sparse_high))
-
-
-def make_gate(like: Tensor, zeros: float, generator: torch.Generator) -> Tensor:
-    """A gate of the shape of `like` whose products with `make_rows` are normal, the wanted share of them negative."""
-    gate = torch.randn(like.shape, generator=generator, device=like.device) / like.shape[1] ** 0.5
-    gate[:, 0] = -statistics.NormalDist().inv_cdf(zeros)
-    return gate.to(like.dtype)
-
-
-def make_rows(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Token rows for weights like these, independent of each other: 1, then noise."""
-    x = torch.randn(count, like.shape[1], generator=generator, device=like.device)
-    x[:, 0] = 1
-    return x.to(like.dtype)
-
-
-def relu_rows(count: int, device: torch.device) -> ActivationRows:
-    """Rows in RELU mode."""
-    zeros = torch.zeros(count, dtype=torch.int64, device=device)
-    return ActivationRows(
-        mode=torch.full_like(zeros, MODE_CODE[ActivationMode.RELU]),
-        threshold=torch.full_like(zeros, NEVER_SILU),
-        keys=torch.zeros(count, 2, dtype=torch.int64, device=device),
-        positions=zeros,
-        positive_branch=PositiveBranch.SILU,
-    )
 
 
 def _layer_seconds(

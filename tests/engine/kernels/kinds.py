@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.kernels.cpu.down import down_tiles
 from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.isa import has_amx
-from engine.kernels.cpu.layers import prepare
+from engine.kernels.cpu.linear import prepare
 from engine.kernels.cpu.product import PlainRows, TileRows, product_tiles
 from engine.kernels.cpu.rows import CHUNK
 from engine.kernels.cpu.tiles import ROWS

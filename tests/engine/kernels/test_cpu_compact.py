@@ -13,7 +13,7 @@ from torch import Tensor
 from engine.kernels.cpu.compact import compacted, copy_neurons, product_listed
 from engine.kernels.cpu.formats import Format, as_array, make_rows, tiles_for
 from engine.kernels.cpu.isa import has_amx
-from engine.kernels.cpu.layers import TILES, prepare
+from engine.kernels.cpu.linear import TILES, prepare
 from engine.kernels.cpu.product import BLOCK, product
 from engine.kernels.cpu.quantise import quantise_int4, quantise_int8
 from engine.kernels.cpu.tiles import configure, release

@@ -12,7 +12,7 @@ from numba import njit
 from torch import Tensor
 
 from engine.kernels.cpu.formats import as_array
-from engine.kernels.cpu.layers import TILES, multiply
+from engine.kernels.cpu.linear import TILES, multiply
 from engine.kernels.cpu.product import BLOCK, product
 from engine.kernels.cpu.tiles import configure, release
 from tests.engine.kernels.kinds import Array, Kind, every_kind, normal

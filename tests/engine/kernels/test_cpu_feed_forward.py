@@ -1,26 +1,21 @@
-"""Feed-forwards as a step runs them, in mixed modes, sparse and dense, and what prepares rows for products."""
+"""Feed-forwards as a step runs them, in mixed modes, sparse and dense."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 
 from engine.activation import Activation, ActivationMode, PositiveBranch, apply_activation
 from engine.kernels.cpu.backend import CpuBackend
-from engine.kernels.cpu.formats import as_array
-from engine.kernels.cpu.layers import FEW_ROWS, prepare
-from engine.kernels.cpu.product import PlainRows
 from engine.kv_cache import KVCache
 from engine.models.config import DecoderConfig, DecoderWeights, LayerWeights
 from engine.step import StepInputs
-from tests.engine.kernels.kinds import BFLOAT16, FLOAT32, Kind, every_kind, normal, only_amx, ordered
+from tests.engine.kernels.kinds import BFLOAT16, Kind, every_kind, normal, only_amx
 from tests.engine.kernels.threads import numba_threads
 from tests.engine.steps import SILU, Chunk, select, step_inputs
 
@@ -296,30 +291,3 @@ def test_a_zero_times_a_weight_that_is_not_finite_counts_where_zeros_are_not_ski
     feed_forward.weights.down[(feed_forward.gate(x) < -0.1).all(0)] = torch.nan
 
     assert feed_forward(x, step_of(2, [RELU], sparse=False)).isnan().all()
-
-
-@pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
-@pytest.mark.parametrize("size", [64, 96, 576])
-def test_rows_are_normalised_before_products(size: int, rows: int, kind: Kind) -> None:
-    x, weight = normal(rows, size, seed=1, scale=3.0), normal(size, seed=2)
-    linear = as_array(torch.empty(0, dtype=kind.dtype))
-    packed = np.full(rows * size, np.nan, np.float32)
-
-    prepare(x.numpy(), weight.numpy(), np.float32(1e-3), PlainRows(packed), linear)
-
-    exact = ordered(functional.rms_norm(x.double(), (size,), weight.double(), 1e-3), kind.dtype).float()
-    torch.testing.assert_close(torch.from_numpy(packed).reshape(rows, size), exact, rtol=1e-6, atol=1e-7)
-
-
-@only_amx
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
-def test_rows_for_tiles_are_rounded_to_pairs_of_bfloat16_in_columns(rows: int, kind: Kind) -> None:
-    x = normal(rows, 64, seed=1)
-
-    pairs = torch.from_numpy(kind.pack(x, torch.empty(0, dtype=kind.dtype)).pairs.view(np.uint16))
-
-    for tile, some in enumerate(x.split(16)):
-        columns = min(rows, 16)
-        found = pairs.view(torch.bfloat16)[tile * 64 * columns :][: 64 * columns].reshape(32, columns, 2)
-        assert torch.equal(found[:, : len(some)].transpose(0, 1).flatten(1), some.bfloat16())

@@ -1,0 +1,321 @@
+"""The gated feed-forward of a layer: act(gate) * up, times down; dense, or without what only meets zeros."""
+
+from numba import njit, prange
+from numba.extending import register_jitable
+
+from engine.activation import MODE_CODE, ActivationMode
+from engine.kernels.cpu.activation import activate
+from engine.kernels.cpu.compact import compacted, fetch_neurons, product_listed
+from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, neuron_parts, skip_down
+from engine.kernels.cpu.linear import TILES, prepare
+from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
+from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, product
+from engine.kernels.cpu.rows import multiply_chunk
+from engine.kernels.cpu.tiles import ROWS, configure, release
+
+PARTS = 16  # of the neurons, which threads take one after another
+_SILU = MODE_CODE[ActivationMode.SILU]
+
+
+@register_jitable
+def step_of_parts(blocks: int) -> int:
+    """Blocks that parts keep together: a group of 64 neurons, which some formats need whole."""
+    return 2 if blocks % 2 == 0 else 1
+
+
+@njit(**OPTIONS)
+def _part_begin(blocks, step, part, parts):  # type: ignore[no-untyped-def]
+    """First block of a part; parts are made of whole steps."""
+    return blocks // step * part // parts * step
+
+
+@njit(**OPTIONS)
+def neurons_of(intermediate, part, parts):  # type: ignore[no-untyped-def]
+    """First neuron of a part, and of the next one."""
+    blocks = intermediate // BLOCK
+    step = step_of_parts(blocks)
+    return _part_begin(blocks, step, part, parts) * BLOCK, _part_begin(blocks, step, part + 1, parts) * BLOCK
+
+
+@njit(**OPTIONS)
+def _activate(values, at, width, size, top, bottom, first, rows, layer, identity, words, zeros, kept):  # type: ignore[no-untyped-def]
+    """Activate values[at + (r - top) * width + j], j < size, of neurons first + j; adds to the counts of each row."""
+    for r in range(top, bottom):
+        place = at + (r - top) * width
+        some_zeros, some_kept = activate(
+            values[place : place + size],
+            first,
+            rows.thresholds[r],
+            rows.keys[r, 0],
+            rows.keys[r, 1],
+            rows.positions[r],
+            rows.modes[r] == _SILU,
+            layer,
+            identity,
+            words,
+        )
+        zeros[r] += some_zeros
+        kept[r] += some_kept
+
+
+@njit(**OPTIONS)
+def _list_active(values, at, width, rows, first, places, begin):  # type: ignore[no-untyped-def]
+    """Those of 32 neurons with values[at + r * width + j] != 0 in any row, to places[begin:]; returns the end."""
+    for j in range(BLOCK):
+        used = False
+        for r in range(rows):
+            used |= values[at + r * width + j] != 0
+        places[begin] = first + j
+        begin += used
+    return begin
+
+
+@njit(parallel=True, **OPTIONS)
+def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, identity, threads, scratch, h):  # type: ignore[no-untyped-def]
+    """h = act(gate) * up of all rows; counts are in `scratch`.
+
+    Args:
+        inputs: Packed rows.
+        config: Tile shapes, None without AMX.
+        skip: Read `up` only for neurons that are active in some row; the result is the same to the last bit.
+        rows: How many.
+        hidden: Width of a row.
+        gate, up: [intermediate * hidden], one layer's.
+        step_rows: See `StepRows`.
+        layer: Decoder layer, for the draws.
+        identity: Positive branch.
+        threads: How many there are.
+        scratch: See `Scratch`.
+        h: Out, [rows16 * intermediate], as `multiply_down` wants it.
+    """
+    intermediate = scratch.intermediate
+    # Many rows: parts stay in the cache from gate to up. Few: long stretches of weights come faster from memory.
+    # Skipping: active neurons of a whole thread fill their blocks.
+    parts = threads if skip or rows <= FEW_ROWS else max(PARTS, threads)
+    zeros, kept, neurons = scratch.zeros, scratch.kept, scratch.neurons
+    zeros[:, :rows] = 0
+    kept[:, :rows] = 0
+    neurons[:] = 0
+    memory, all_words, all_places, all_copies = scratch.thread, scratch.words, scratch.places, scratch.copies
+    for thread in prange(threads):
+        if config is not None:
+            configure(config)
+        buffer, words, places = memory[thread], all_words[thread], all_places[thread]
+        copy = compacted(up, hidden, all_copies[thread])
+        for part in range(parts * thread // threads, parts * (thread + 1) // threads):
+            begin, end = neurons_of(intermediate, part, parts)
+            width = end - begin
+            read = 0 if skip else width
+            for top in range(0, rows, TOKEN_ROWS):
+                bottom = min(top + TOKEN_ROWS, rows)
+                block = TILES + (bottom - top) * width
+                values = buffer[TILES:block]
+                count = 0
+                for neuron in range(begin, end, BLOCK):
+                    at = TILES + neuron - begin
+                    product(inputs, rows, top, bottom, hidden, gate, neuron, buffer, at, width, buffer)
+                    if skip:  # rows of `up` are on their way while other neurons' gates are computed
+                        _activate(
+                            buffer,
+                            at,
+                            width,
+                            BLOCK,
+                            top,
+                            bottom,
+                            neuron,
+                            step_rows,
+                            layer,
+                            identity,
+                            words,
+                            zeros[part],
+                            kept[part],
+                        )
+                        listed = _list_active(buffer, at, width, bottom - top, neuron, places, count)
+                        fetch_neurons(up, hidden, places, count, listed)
+                        count = listed
+                if skip:
+                    read += count  # several chunks may share some: at most so many
+                    for i in range(0, count, BLOCK):
+                        listed = min(BLOCK, count - i)
+                        product_listed(
+                            inputs,
+                            rows,
+                            top,
+                            bottom,
+                            hidden,
+                            up,
+                            places,
+                            i,
+                            listed,
+                            copy,
+                            buffer,
+                            block,
+                            BLOCK,
+                            buffer,
+                        )
+                        for r in range(bottom - top):
+                            for n in range(listed):
+                                values[r * width + places[i + n] - begin] *= buffer[block + r * BLOCK + n]
+                else:
+                    _activate(
+                        buffer,
+                        TILES,
+                        width,
+                        width,
+                        top,
+                        bottom,
+                        begin,
+                        step_rows,
+                        layer,
+                        identity,
+                        words,
+                        zeros[part],
+                        kept[part],
+                    )
+                    for neuron in range(begin, end, BLOCK):
+                        product(inputs, rows, top, bottom, hidden, up, neuron, buffer, block, BLOCK, buffer)
+                        for r in range(bottom - top):
+                            multiply_chunk(buffer, TILES + r * width + neuron - begin, buffer, block + r * BLOCK)
+                for r in range(top, bottom):
+                    keep_hidden(h, r, intermediate, begin, values[(r - top) * width : (r - top + 1) * width])
+            neurons[part] = min(read, width)
+        if config is not None:
+            release()
+
+
+@njit(**OPTIONS)
+def _add_neurons(  # type: ignore[no-untyped-def]
+    h, rows, intermediate, config, skip, down, hidden, begin, end, first, last, totals, places, memory, words, out
+):
+    """out += h times `down`, of neurons from begin to end and columns from first to last."""
+    if skip:
+        skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, memory, out)
+    else:
+        if config is not None:
+            configure(config)
+        multiply_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, words, out)
+        if config is not None:
+            release()
+
+
+@njit(parallel=True, **OPTIONS)
+def _share_columns(x, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
+    """`multiply_hidden` of many rows, which go through the weights of a part while these are in a cache."""
+    rows, hidden = x.shape
+    unit, parts, intermediate = column_unit(h), neuron_parts(h), scratch.intermediate
+    units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
+    out = x.reshape(-1)
+    for thread in prange(threads):
+        first, last = units * thread // threads * unit, units * (thread + 1) // threads * unit
+        for part in range(parts):
+            begin, end = neurons_of(intermediate, part, parts)
+            if begin < end and first < last:
+                _add_neurons(
+                    h,
+                    rows,
+                    intermediate,
+                    config,
+                    skip,
+                    down,
+                    hidden,
+                    begin,
+                    end,
+                    first,
+                    last,
+                    totals,
+                    places[thread],
+                    memory[thread],
+                    words[thread],
+                    out,
+                )
+
+
+@njit(parallel=True, **OPTIONS)
+def _share_neurons(rows, hidden, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
+    """The sums of each part of the neurons, of few rows, to `scratch.partials`.
+
+    Threads wait for memory, which is fastest when each reads a stretch of its own. Only where their number does not
+    divide that of the parts, columns are shared out as well.
+    """
+    unit, parts, intermediate = column_unit(h), neuron_parts(h), scratch.intermediate
+    units, words, places, memory = hidden // unit, scratch.words, scratch.places, scratch.thread
+    partials, size = scratch.partials, ROWS * hidden
+    pieces = 1
+    while parts * pieces % threads:
+        pieces += 1
+    for thread in prange(threads):
+        for task in range(parts * pieces * thread // threads, parts * pieces * (thread + 1) // threads):
+            part, piece = task // pieces, task % pieces
+            begin, end = neurons_of(intermediate, part, parts)
+            first, last = units * piece // pieces * unit, units * (piece + 1) // pieces * unit
+            out = partials[part]
+            for r in range(rows):
+                out[r * hidden + first : r * hidden + last] = 0
+            if begin < end and first < last:
+                _add_neurons(
+                    h,
+                    rows,
+                    intermediate,
+                    config,
+                    skip,
+                    down,
+                    hidden,
+                    begin,
+                    end,
+                    first,
+                    last,
+                    totals[part * size : (part + 1) * size],
+                    places[thread],
+                    memory[thread],
+                    words[thread],
+                    out,
+                )
+
+
+@njit(**OPTIONS)
+def multiply_hidden(x, config, skip, down, threads, scratch, h, totals):  # type: ignore[no-untyped-def]
+    """x += h times `down`.
+
+    Args:
+        x: float32 [rows, hidden].
+        config: Tile shapes of `multiply_down`, None without AMX.
+        skip: Read `down` only for neurons that are active in some row; the result is the same to the last bit.
+        down: [intermediate * hidden].
+        threads: How many there are.
+        scratch: See `Scratch`.
+        h: [rows16 * intermediate].
+        totals: See `Scratch`.
+    """
+    rows, hidden = x.shape
+    parts, partials = neuron_parts(h), scratch.partials
+    if rows > FEW_ROWS or parts == 1:
+        _share_columns(x, config, skip, down, threads, scratch, h, totals)
+        return
+    _share_neurons(rows, hidden, config, skip, down, threads, scratch, h, totals)
+    for part in range(parts):
+        begin, end = neurons_of(scratch.intermediate, part, parts)
+        if begin < end:
+            for r in range(rows):
+                for k in range(hidden):
+                    x[r, k] += partials[part, r * hidden + k]
+
+
+@njit(**OPTIONS)
+def feed_forward(  # type: ignore[no-untyped-def]
+    x, norm, eps, inputs, config, down_config, skip, gate, up, down, step, layer, identity, threads, scratch, out
+):
+    """out += the whole gated feed-forward of the normalised rows x; counts by part are in `scratch`.
+
+    Reads gate in full, and up and down in full or, with `skip`, for neurons that are active in some row.
+
+    Args:
+        x: float32 [rows, hidden].
+        norm: float32 [hidden], or [0] if the rows are normalised.
+        out: float32 [rows, hidden]; may be `x` itself.
+
+    The other arguments are those of `gate_and_up` and `multiply_hidden`.
+    """
+    rows, hidden = x.shape
+    prepare(x, norm, eps, inputs, gate)
+    gate_and_up(inputs, config, skip, rows, hidden, gate, up, step, layer, identity, threads, scratch, scratch.h)
+    multiply_hidden(out, down_config, skip, down, threads, scratch, scratch.h, scratch.totals)
