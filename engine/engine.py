@@ -79,6 +79,7 @@ class Engine:
             config.model, dtype=_dtype(config.dtype), adapter=config.adapter, progress=progress
         )
         self.tokenizer = load_tokenizer(checkpoint.tokenizer_source)
+        checkpoint.tokenizer_source = checkpoint.path  # lets go of an open file and of all strings in it
         num_blocks, max_model_len = _size_cache(config, checkpoint)
         self._end_token_ids = tuple(dict.fromkeys((*checkpoint.eos_token_ids, *self.tokenizer.eos_token_ids)))
         digest = _digest(tensors_of(checkpoint.weights), config.quantize)  # before the runner lets go of tensors

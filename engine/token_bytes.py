@@ -6,7 +6,7 @@ exact and cheap: a character split over tokens is simply a few bytes that are no
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -49,11 +49,12 @@ def token_bytes(backend: Backend) -> TokenBytes:
     added: dict[int, Any] = backend.get_added_tokens_decoder()
     spell, prefix_spaces = _spelling(_decoder_steps(backend))
     pieces = [b""] * (max(vocab.values(), default=-1) + 1)
-    for token_id, piece in zip(vocab.values(), spell(vocab), strict=True):
-        pieces[token_id] = piece
-    if spell is _spell_byte_level:  # added tokens are matched in raw text: they are not written in this alphabet
+    if spell is _spell_byte_level:  # added tokens are matched in raw text: they are not written in its alphabet
         for token_id, token in added.items():
+            vocab.pop(token.content, None)
             pieces[token_id] = token.content.encode()
+    for token_id, piece in zip(vocab.values(), spell(list(vocab)), strict=True):
+        pieces[token_id] = piece
     visible = pieces.copy()
     for token_id, token in added.items():
         if token.special:
@@ -68,7 +69,7 @@ def _decoder_steps(backend: Backend) -> list[dict[str, Any]]:
     return decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
 
 
-def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[Iterable[str]], list[bytes]], int]:
+def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[list[str]], list[bytes]], int]:
     """What makes bytes of all tokens, and `prefix_spaces`."""
     if not steps:
         return (lambda tokens: [f" {token}".encode() for token in tokens]), 1  # words, joined by spaces
@@ -106,34 +107,29 @@ def _spelling(steps: list[dict[str, Any]]) -> tuple[Callable[[Iterable[str]], li
 
 
 def _byte_level_table() -> NDArray[np.int16]:
-    """GPT-2's printable alphabet: the byte that each character stands for, -1 for those outside it.
+    """GPT-2's printable alphabet: the byte that each character stands for, -1 for those outside it, as is the last one.
 
     Printable Latin-1 characters stand for themselves, the other 68 bytes are written as characters from U+0100 on.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
-    table = np.full(0x100 + len(others), -1, np.int16)
+    table = np.full(0x100 + len(others) + 1, -1, np.int16)
     table[printable] = printable
-    table[0x100:] = others
+    table[0x100:-1] = others
     return table
 
 
 _BYTE_LEVEL = _byte_level_table()
 
 
-def _spell_byte_level(tokens: Iterable[str]) -> list[bytes]:
-    spelled = _in_alphabet("".join(tokens))  # all in one go, far faster than one by one: a character is a byte
-    if spelled is None:
-        # A token that is not in the alphabet stands for itself.
-        return [token.encode() if (one := _in_alphabet(token)) is None else one for token in tokens]
-    bounds = accumulate(map(len, tokens), initial=0)
-    return [spelled[start:end] for start, end in pairwise(bounds)]
-
-
-def _in_alphabet(text: str) -> bytes | None:
-    """What a text in the alphabet stands for; None if it is not in it."""
-    characters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    if (characters >= len(_BYTE_LEVEL)).any():
-        return None
-    found = _BYTE_LEVEL[characters]
-    return None if (found < 0).any() else found.astype(np.uint8).tobytes()
+def _spell_byte_level(tokens: list[str]) -> list[bytes]:
+    """All in one go, far faster than one by one: a character is a byte."""
+    characters = np.frombuffer("".join(tokens).encode("utf-32-le"), np.uint32)
+    found = _BYTE_LEVEL[np.minimum(characters, len(_BYTE_LEVEL) - 1)]
+    spelled = found.astype(np.uint8).tobytes()
+    bounds = list(accumulate(map(len, tokens), initial=0))
+    pieces = [spelled[start:end] for start, end in pairwise(bounds)]
+    # A token with a character that is not in the alphabet stands for itself.
+    for index in set((np.searchsorted(bounds, np.flatnonzero(found < 0), side="right") - 1).tolist()):
+        pieces[index] = tokens[index].encode()
+    return pieces

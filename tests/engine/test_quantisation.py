@@ -235,6 +235,20 @@ def test_bfloat16_is_quantised_like_the_same_numbers_in_float32(kind: str, weigh
         assert torch.equal(found, expected)
 
 
+@every_kind
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_group_with_a_value_that_is_no_number_does_not_become_one_without(kind: str, value: float) -> None:
+    """So that a corrupt checkpoint ends in an error, not in wrong text."""
+    weight = torch.rand(LAYERS, OUT, IN) - 0.5
+    weight[1, 7, 70] = value
+
+    found, _ = READERS[kind](weight)
+
+    assert found[1, 7, 70].isnan()
+    assert found[1, 7, :64].isfinite().all()
+    assert found[1, 8:].isfinite().all()
+
+
 # Small models.
 
 

@@ -10,10 +10,10 @@ import numba
 
 @cache
 def sources_digest() -> str:
-    """Of everything that kernels are compiled from, constants included."""
+    """Of everything that kernels are compiled from, constants included, and that their costs are measured with."""
     sources = [
         *sorted(Path(__file__).parent.glob("*.py")),
-        *(Path(__file__).parents[2] / name for name in ("activation.py", "kv_cache.py", "philox.py")),
+        *(Path(__file__).parents[2] / name for name in ("activation.py", "ffn_probe.py", "kv_cache.py", "philox.py")),
     ]
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()[:16]
 

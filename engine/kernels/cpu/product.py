@@ -175,7 +175,7 @@ def multiply_listed(x, first, last, size, weights, base, places, listed, out, at
     row = first
     while row < last:
         left, target = last - row, at + (row - first) * stride
-        some = TOKENS if left >= 2 * TOKENS else left if left <= ORDERED else (left + 1) // 2
+        some = TOKENS if left > 2 * ORDERED else left if left <= ORDERED else (left + 1) // 2
         if some == TOKENS and (row > first or left > STREAMED):
             _multiply_cached(x, row * size, size, weights, base, places, listed, out, target, stride)
         else:

@@ -21,10 +21,14 @@ from engine.kernels.cpu.quantised import (
     PlainIntegerWeight,
     lane_order,
 )
+from engine.kernels.cpu.simd import bits_to_float, float_to_bits
 
 _SHARES = np.array([1.0, 0.95, 0.9, 0.85], np.float32)  # of a group's range, to begin with
 _REFINEMENTS, _STEPS = 3, np.float32(15)
 _WHOLE = np.float32(127)
+_NAN = np.uint16(0x7FC0)  # bfloat16 bits
+# Bits of float32: of infinity, and of 2**60, from where the squares that a fit adds up may be more than that.
+_INFINITY, _TOO_LARGE = np.uint32(0x7F800000), np.uint32((127 + 60) << 23)
 _TOGETHER = 32  # groups that are fitted side by side
 
 Array = NDArray[Any]
@@ -61,7 +65,7 @@ def quantise_int4(weight: Array, *, amx: bool) -> Int4Weight | PlainIntegerWeigh
 
 
 def quantise_down(weight: Array) -> Int8Down:
-    """Likewise [layers, intermediate, hidden]."""
+    """Quantise [layers, intermediate, hidden], float32 or bfloat16 bits."""
     layers, neurons, hidden = weight.shape
     values = aligned.empty((layers, neurons * hidden), np.int8)
     scales = aligned.empty((layers, neurons // INT8_GROUP * hidden), np.uint16)
@@ -86,10 +90,15 @@ def _in_bfloat16(value):  # type: ignore[no-untyped-def]
 
 
 @njit(**OPTIONS)
+def _magnitude(value):  # type: ignore[no-untyped-def]
+    """Bits of a value without its sign, which are ordered as magnitudes are, and NaN above them all."""
+    return float_to_bits(value) & np.uint32(0x7FFFFFFF)
+
+
+@njit(**OPTIONS)
 def _symmetric(largest):  # type: ignore[no-untyped-def]
-    """Scale of a group whose values are `largest` at most, as bfloat16 bits and as a number."""
-    bits = to_bfloat16(largest / _WHOLE)
-    return bits, from_bfloat16(bits)
+    """Scale, bfloat16 bits, of a group of at most this `_magnitude`. A group with a NaN is to stay one that has it."""
+    return to_bfloat16(bits_to_float(largest) / _WHOLE) if largest <= _INFINITY else _NAN
 
 
 @njit(**OPTIONS)
@@ -113,10 +122,11 @@ def _round_rows(weight, order, values, scales):  # type: ignore[no-untyped-def]
         whole = np.empty(weight.shape[1], np.int8)
         for group in range(scales.shape[1]):
             first = group * INT8_GROUP
-            largest = np.float32(0)
+            largest = np.uint32(0)
             for k in range(first, first + INT8_GROUP):
-                largest = max(largest, abs(widen(weight[row, k])))
-            scales[row, group], scale = _symmetric(largest)
+                largest = max(largest, _magnitude(widen(weight[row, k])))
+            scales[row, group] = _symmetric(largest)
+            scale = from_bfloat16(scales[row, group])
             for k in range(first, first + INT8_GROUP):
                 whole[k] = _round(widen(weight[row, k]), scale)
         units, ordered = whole.view(np.uint16), values[row].view(np.uint16)
@@ -129,15 +139,16 @@ def _round_columns(weight, values, scales):  # type: ignore[no-untyped-def]
     """The same of groups [groups, 64, hidden] across 64 rows; scales are [groups, hidden]."""
     for group in prange(weight.shape[0]):
         columns = weight.shape[2]
-        largest = np.zeros(columns, np.float32)
+        largest, scale = np.zeros(columns, np.uint32), np.empty(columns, np.float32)
         for row in range(INT8_GROUP):
             for k in range(columns):
-                largest[k] = max(largest[k], abs(widen(weight[group, row, k])))
+                largest[k] = max(largest[k], _magnitude(widen(weight[group, row, k])))
         for k in range(columns):
-            scales[group, k], largest[k] = _symmetric(largest[k])
+            scales[group, k] = _symmetric(largest[k])
+            scale[k] = from_bfloat16(scales[group, k])
         for row in range(INT8_GROUP):
             for k in range(columns):
-                values[group, row, k] = _round(widen(weight[group, row, k]), largest[k])
+                values[group, row, k] = _round(widen(weight[group, row, k]), scale[k])
 
 
 @njit(**OPTIONS)
@@ -211,17 +222,20 @@ def _fit_rows(weight, order, values, scales, minima):  # type: ignore[no-untyped
         first = some * _TOGETHER
         numbers = np.empty((INT4_GROUP, _TOGETHER), np.float32)
         scale, minimum = np.empty((2, _TOGETHER), np.float32)
+        largest = np.empty(_TOGETHER, np.uint32)
         whole = np.empty((_TOGETHER, weight.shape[1]), np.uint8)
         for group in range(groups):
             at = group * INT4_GROUP
             for n in range(_TOGETHER):
                 row = min(first + n, rows - 1)
+                largest[n] = 0
                 for k in range(INT4_GROUP):
                     numbers[k, n] = widen(weight[row, at + k])
+                    largest[n] = max(largest[n], _magnitude(numbers[k, n]))
             _fit(numbers, scale, minimum)
             for n in range(_TOGETHER):
                 row = min(first + n, rows - 1)
-                scales[row, group] = to_bfloat16(scale[n])
+                scales[row, group] = to_bfloat16(scale[n]) if largest[n] < _TOO_LARGE else _NAN
                 minima[row, group] = to_bfloat16(minimum[n]) if minimum[n] != 0 else np.uint16(0)  # 0 without a sign
                 for k in range(INT4_GROUP):
                     whole[n, at + k] = np.uint8(_nearest(numbers[k, n], scale[n], minimum[n]))

@@ -84,10 +84,7 @@ _SUM, _SUM_INTS = ir.VectorType(_FLOAT, _SUM_LANES), ir.VectorType(_INT, _SUM_LA
 
 
 def _parts(builder: Any, pointer: Any, dtype: Any) -> list[tuple[int, Callable[[], Any]]]:
-    """32 weights in vectors of a sum's lanes: where in the 32 values each meets lies, and how it is loaded.
-
-    Loaded one after another, they take one register at a time.
-    """
+    """32 weights in vectors of a sum's lanes: where in the 32 values each meets lies, and how it is loaded."""
 
     def load(kind: Any, at: int, align: int) -> Any:
         return load_as(builder, builder.gep(pointer, [ir.Constant(_LONG, at)]), kind, align)
@@ -182,9 +179,9 @@ def make_dots(num_rows: int, num_vectors: int, *, fetch: bool) -> Any:
 
 
 # What comes first reads weights from memory, which is fastest in order: one neuron after another meets up to `ORDERED`
-# token rows. Weights that are in a cache already meet other rows by several neurons, whose sums leave just enough of
-# the vector registers, 16 or 32 with AVX-512, for two parts of each neuron's weights, which LLVM loads at once, and one
-# of a token row; and a single row, which would wait for its own additions.
+# token rows. Weights that are in a cache already meet other rows by several neurons, whose sums leave enough of the
+# vector registers, 16 or 32 with AVX-512, for two parts of each neuron's weights, which LLVM loads at once, and one of
+# a token row; and a single row, which would wait for its own additions.
 ORDERED, NEURONS, TOKENS = (4, 4, 4) if has_avx512() else (6, 2, 5)
 CACHED = 4
 SUMMED = 6  # token rows whose sums over neurons are taken together, each in two registers
@@ -368,8 +365,11 @@ def prefetch(typingctx: Any, array: Any, at: Any) -> Any:
 @njit(**OPTIONS)
 def fetch(array, at, size):  # type: ignore[no-untyped-def]
     """Fetch the cache lines of array[at : at + size], which will be read soon."""
-    for k in range(at, at + size, CACHE_LINE // array.itemsize):
+    line = CACHE_LINE // array.itemsize
+    for k in range(at, at + size, line):
         prefetch(array, k)
+    if at % line:  # the last one begins within the last step
+        prefetch(array, at + size - 1)
 
 
 @intrinsic
