@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from functools import cache
 
 import torch
 
@@ -33,6 +34,7 @@ def choose_device(config: EngineConfig) -> torch.device:
     return CPU
 
 
+@cache
 def device_name(device: torch.device) -> str:
     """`cpu`, or the GPU's name as its maker gives it."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -7,12 +7,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.device import device_name
 from engine.ffn_probe import make_gate, make_rows, relu_rows
 from engine.ffn_router import HIGH_ZEROS, LOW_ZEROS, MEASURED_ROWS, FfnCosts
 from engine.kernels.triton.feed_forward import feed_forward
 from engine.kernels.triton.linear import Workspace
 from engine.kernels.triton.timing import median_seconds
-from engine.kernels.triton.tuning import costs_key, device_name, load_table
+from engine.kernels.triton.tuning import costs_key, load_table
 
 REPEATS = 9
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from engine.device import device_name
 from engine.kernels.triton.activation import NEURONS, ActiveNeurons
 from engine.kernels.triton.costs import measure_ffn_costs
 from engine.kernels.triton.down import launch_down
@@ -35,7 +36,6 @@ from engine.kernels.triton.tuning import (
     costs_key,
     default_skipping_tile,
     default_tile,
-    device_name,
     load_table,
     of_same_splits,
     save_table,

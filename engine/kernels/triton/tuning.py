@@ -20,6 +20,8 @@ from typing import Any
 import torch
 import triton
 
+from engine.device import device_name
+
 FOLDER = Path(__file__).parent / "devices"
 FOLDER_VARIABLE = "SILUETTE_TRITON_TABLES"  # another folder, where the package cannot be written to
 
@@ -177,12 +179,6 @@ def _tile(layout: Layout, out: int, inputs: int, dtype: torch.dtype, name: str, 
 def of_same_splits(tile: Tile, whole: Tile) -> Tile:
     """A tile with the splits of another."""
     return replace(tile, splits=whole.splits, split_unit=whole.split_unit or whole.block_k)
-
-
-@cache
-def device_name(device: torch.device) -> str:
-    """Name of the device as its maker gives it; `cpu` under Triton's interpreter."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 @cache

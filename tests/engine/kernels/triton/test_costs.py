@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.device import device_name
 from engine.ffn_router import MEASURED_ROWS
 from engine.kernels.triton.costs import ffn_costs, measure_ffn_costs
 from engine.kernels.triton.feed_forward import scratch_bytes
 from engine.kernels.triton.linear import Workspace
 from engine.kernels.triton.tune import Layer
-from engine.kernels.triton.tuning import FOLDER_VARIABLE, DeviceTable, costs_key, device_name, save_table
+from engine.kernels.triton.tuning import FOLDER_VARIABLE, DeviceTable, costs_key, save_table
 from tests.engine.kernels.kinds import normal
 from tests.engine.kernels.triton.devices import DEVICE
 

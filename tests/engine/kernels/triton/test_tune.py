@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from engine.device import device_name
 from engine.kernels.triton.tune import (
     best_tile,
     candidates,
@@ -23,7 +24,6 @@ from engine.kernels.triton.tuning import (
     Tile,
     default_skipping_tile,
     default_tile,
-    device_name,
     of_same_splits,
     save_table,
     tile_for,
