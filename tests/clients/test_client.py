@@ -109,7 +109,7 @@ def test_several_prompts_have_their_samples_in_order(client: Client) -> None:
 
 def test_compare_differs_in_the_activation_alone(client: Client) -> None:
     activations: list[ActivationLike] = ["relu", "silu", Activation.stochastic(0.6, seed=5), "silu"]
-    answers = client.compare(PROMPT, activations=activations, max_tokens=12)
+    answers = client.compare(PROMPT, activations=activations, max_tokens=12, ignore_eos=True)
 
     assert [answer.activation.mode for answer in answers] == ["relu", "silu", "stochastic", "silu"]
     assert answers[2].activation.seed == 5
@@ -117,7 +117,10 @@ def test_compare_differs_in_the_activation_alone(client: Client) -> None:
     assert answers[1].text == answers[3].text
     assert len({answer.text for answer in answers}) == 3
     assert all(answer.usage is not None and answer.usage.completion_tokens == 12 for answer in answers)
-    alone = [client.generate(PROMPT, activation=item, seed=answers[0].seed, max_tokens=12) for item in activations]
+    alone = [
+        client.generate(PROMPT, activation=item, seed=answers[0].seed, max_tokens=12, ignore_eos=True)
+        for item in activations
+    ]
     assert [answer.text for answer in answers] == [answer.text for answer in alone]
 
 
