@@ -184,10 +184,13 @@ def gate_and_up(inputs, config, skip, rows, hidden, gate, up, step_rows, layer, 
 
 
 @njit(**OPTIONS)
-def _add_neurons(  # type: ignore[no-untyped-def]
-    h, rows, intermediate, config, skip, down, hidden, begin, end, first, last, totals, places, memory, words, out
+def _add_part(  # type: ignore[no-untyped-def]
+    h, rows, intermediate, config, skip, down, hidden, part, parts, first, last, totals, places, memory, words, out
 ):
-    """out += h times `down`, of neurons from begin to end and columns from first to last."""
+    """out += h times `down`, of one part of the neurons and columns from first to last; either may be empty."""
+    begin, end = neurons_of(intermediate, part, parts)
+    if begin >= end or first >= last:
+        return
     if skip:
         skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, memory, out)
     else:
@@ -208,26 +211,24 @@ def _share_columns(x, config, skip, down, threads, scratch, h, totals):  # type:
     for thread in prange(threads):
         first, last = units * thread // threads * unit, units * (thread + 1) // threads * unit
         for part in range(parts):
-            begin, end = neurons_of(intermediate, part, parts)
-            if begin < end and first < last:
-                _add_neurons(
-                    h,
-                    rows,
-                    intermediate,
-                    config,
-                    skip,
-                    down,
-                    hidden,
-                    begin,
-                    end,
-                    first,
-                    last,
-                    totals,
-                    places[thread],
-                    memory[thread],
-                    words[thread],
-                    out,
-                )
+            _add_part(
+                h,
+                rows,
+                intermediate,
+                config,
+                skip,
+                down,
+                hidden,
+                part,
+                parts,
+                first,
+                last,
+                totals,
+                places[thread],
+                memory[thread],
+                words[thread],
+                out,
+            )
 
 
 @njit(parallel=True, **OPTIONS)
@@ -246,30 +247,28 @@ def _share_neurons(rows, hidden, config, skip, down, threads, scratch, h, totals
     for thread in prange(threads):
         for task in range(parts * pieces * thread // threads, parts * pieces * (thread + 1) // threads):
             part, piece = task // pieces, task % pieces
-            begin, end = neurons_of(intermediate, part, parts)
             first, last = units * piece // pieces * unit, units * (piece + 1) // pieces * unit
             out = partials[part]
             for r in range(rows):
                 out[r * hidden + first : r * hidden + last] = 0
-            if begin < end and first < last:
-                _add_neurons(
-                    h,
-                    rows,
-                    intermediate,
-                    config,
-                    skip,
-                    down,
-                    hidden,
-                    begin,
-                    end,
-                    first,
-                    last,
-                    totals[part * size : (part + 1) * size],
-                    places[thread],
-                    memory[thread],
-                    words[thread],
-                    out,
-                )
+            _add_part(
+                h,
+                rows,
+                intermediate,
+                config,
+                skip,
+                down,
+                hidden,
+                part,
+                parts,
+                first,
+                last,
+                totals[part * size : (part + 1) * size],
+                places[thread],
+                memory[thread],
+                words[thread],
+                out,
+            )
 
 
 @njit(**OPTIONS)
