@@ -176,7 +176,7 @@ class TorchBlock:
 
 
 def _sweep(  # type: ignore[no-untyped-def]
-    x, norm, inputs, config, down_config, skip, gate, up, down, step, threads, scratch, out, zeros
+    x, norm, inputs, config, down_config, skip, gate, up, down, step, scratch, out, zeros
 ):
     """Every copy with its own rows, as in a step without Python between them; added to the batches of `out` in turn."""
     for copy in range(x.shape[0]):
@@ -194,7 +194,6 @@ def _sweep(  # type: ignore[no-untyped-def]
             step,
             copy,
             False,
-            threads,
             scratch,
             out[copy % out.shape[0]],
         )

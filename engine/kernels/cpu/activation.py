@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 
 from engine.kernels.cpu.math import silu
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.philox import WORDS_PER_BLOCK, philox4x32
 from engine.philox import STREAM_ACTIVATION
 
@@ -12,7 +12,7 @@ _NEVER, _ALWAYS = np.int64(0), np.int64(2**32)
 _ZERO = np.float32(0)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _relu(values, identity):  # type: ignore[no-untyped-def]
     if identity:
         for j in range(values.size):
@@ -22,7 +22,7 @@ def _relu(values, identity):  # type: ignore[no-untyped-def]
             values[j] = silu(max(values[j], _ZERO))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _stochastic(values, first, threshold, key_0, key_1, position, layer, identity, words):  # type: ignore[no-untyped-def]
     for block in range(values.size // WORDS_PER_BLOCK):
         at = first // WORDS_PER_BLOCK + block

@@ -10,10 +10,10 @@ on how prompts were chunked or who shares the step. So a preempted request that 
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from engine.kernels.cpu.math import exp, narrow, widen
-from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.rows import fetch
 from engine.kernels.cpu.simd import HEADS, LANES, transposed_dots16, vector_max, vector_sum, weighted_rows16
 from engine.kv_cache import BLOCK_SIZE as BLOCK
@@ -21,14 +21,14 @@ from engine.kv_cache import BLOCK_SIZE as BLOCK
 AHEAD = 4  # blocks whose keys or values are on their way while others are read
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _copy_head(source, at, head):  # type: ignore[no-untyped-def]
     """head[:] = source[at : at + len(head)] as float32."""
     for d in range(head.size):
         head[d] = widen(source[at + d])
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _normalise(head, weight, eps):  # type: ignore[no-untyped-def]
     """RMSNorm of one head in place; no-op without a weight."""
     if weight.size == 0:
@@ -41,7 +41,7 @@ def _normalise(head, weight, eps):  # type: ignore[no-untyped-def]
         head[d] = head[d] * scale * weight[d]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
     """Rotary embedding of one head in place, first half against second half; no-op without angles."""
     half = cos.size
@@ -51,7 +51,7 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
         head[d + half] = second * cos[d] + first * sin[d]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slot, paired, queries, keys, values):  # type: ignore[no-untyped-def]
     num_heads, head_dim = queries.shape[1:]
     num_kv_heads = keys.shape[1]
@@ -86,17 +86,12 @@ def _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slot, paired, qu
                 flat_values[line + d] = narrow(head[d], values)
 
 
-@njit(parallel=True, **OPTIONS)
-def _rotate_many(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values):  # type: ignore[no-untyped-def]
-    for row in prange(queries.shape[0]):
-        _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slots[row], paired, queries, keys, values)
-
-
 @njit(**OPTIONS)
-def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values):  # type: ignore[no-untyped-def]
+def rotate_and_cache(share, shares, qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values):  # type: ignore[no-untyped-def]
     """Split a fused projection: queries rotated and scaled, keys and values rotated into the cache.
 
     Args:
+        share, shares: Which rows, see `team`.
         qkv: [rows, (num_heads + 2 * num_kv_heads) * head_dim], float32 or bfloat16 bits.
         cos, sin: float32 [rows, head_dim / 2], or [rows, 0] for layers without rotation.
         q_norm, k_norm: float32 [head_dim], or [0] for none.
@@ -107,14 +102,12 @@ def rotate_and_cache(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, q
         queries: Out, float32 [rows, num_heads, head_dim].
         keys, values: Out, one layer's cache.
     """
-    if queries.shape[0] > FEW_ROWS:
-        _rotate_many(qkv, cos, sin, q_norm, k_norm, eps, scale, slots, paired, queries, keys, values)
-        return
-    for row in range(queries.shape[0]):
+    rows = queries.shape[0]
+    for row in range(rows * share // shares, rows * (share + 1) // shares):
         _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slots[row], paired, queries, keys, values)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
     """Softmax numerators of scores[at + first : at + end] in place, zeros elsewhere in the span; returns their sum."""
     line = scores[at : at + span]
@@ -128,27 +121,27 @@ def _softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
     return vector_sum(scores, at, span)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def dealt(turn, tasks):  # type: ignore[no-untyped-def]
     """The task of a turn. Later rows of a prompt see more: dealt from both ends, each thread gets short ones, too."""
     return turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _heads_together(heads):  # type: ignore[no-untyped-def]
     """How many of so many heads share what is read: as many as registers allow, in turns that are about even."""
     turns = (heads + HEADS - 1) // HEADS
     return (heads + turns - 1) // turns
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _fetch_block(cache, blocks, index, kv_head, num_kv_heads, size):  # type: ignore[no-untyped-def]
     """Fetch one head's part of a block, which will be read soon. Blocks lie anywhere: no processor guesses the next."""
     if index < blocks.size:
         fetch(cache, (blocks[index] * num_kv_heads + kv_head) * size, size)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _attend(queries, keys, values, table, position, window, row, kv_head, top, bottom, cached, out):  # type: ignore[no-untyped-def]
     """Attention of one row's query heads from top to bottom of those that share a key-value head.
 
@@ -198,19 +191,18 @@ def _attend(queries, keys, values, table, position, window, row, kv_head, top, b
             out[row, at + d] = narrow(totals[h * head_dim + d] * inverse[h], out)
 
 
-@njit(parallel=True, **OPTIONS)
-def paged_attention(queries, keys, values, block_tables, row_sequence, positions, window, threads, out):  # type: ignore[no-untyped-def]
+@njit(**OPTIONS)
+def paged_attention(share, shares, queries, keys, values, block_tables, row_sequence, positions, window, out):  # type: ignore[no-untyped-def]
     """Causal attention of token rows over their sequences' cached keys and values (their own included).
 
     Args:
+        share, shares: Which query heads, see `team`. A row may have fewer key-value heads than there are threads.
         queries: float32 [rows, num_heads, head_dim], rotated and scaled; head_dim a multiple of 16.
         keys, values: One layer's cache in the layout above, float32 or bfloat16 bits.
         block_tables: int32 [sequences, blocks], cache blocks of each sequence in order.
         row_sequence: int32 [rows], the row's line in `block_tables`.
         positions: int64 [rows], position of the row's token.
         window: Attend to this many most recent positions, itself included; 0 for all.
-        threads: How many there are. They share out query heads: a row may have fewer key-value heads than there are
-            threads.
         out: float32 or bfloat16 bits [rows, num_heads * head_dim].
 
     Reads 2 * head_dim * (position + 1) cache elements for each row and key-value head, twice where it is shared.
@@ -218,14 +210,13 @@ def paged_attention(queries, keys, values, block_tables, row_sequence, positions
     rows, num_heads = queries.shape[:2]
     num_kv_heads = keys.shape[1]
     group, tasks = num_heads // num_kv_heads, rows * num_kv_heads
-    for thread in prange(threads):
-        unit, end = tasks * group * thread // threads, tasks * group * (thread + 1) // threads
-        while unit < end:
-            task, top = dealt(unit // group, tasks), unit % group
-            bottom = min(group, top + end - unit)
-            row, kv_head = task // num_kv_heads, task % num_kv_heads
-            sequence = row_sequence[row]
-            cached = row > 0 and row_sequence[row - 1] == sequence
-            table, position = block_tables[sequence], positions[row]
-            _attend(queries, keys, values, table, position, window, row, kv_head, top, bottom, cached, out)
-            unit += bottom - top
+    unit, end = tasks * group * share // shares, tasks * group * (share + 1) // shares
+    while unit < end:
+        task, top = dealt(unit // group, tasks), unit % group
+        bottom = min(group, top + end - unit)
+        row, kv_head = task // num_kv_heads, task % num_kv_heads
+        sequence = row_sequence[row]
+        cached = row > 0 and row_sequence[row - 1] == sequence
+        table, position = block_tables[sequence], positions[row]
+        _attend(queries, keys, values, table, position, window, row, kv_head, top, bottom, cached, out)
+        unit += bottom - top

@@ -10,11 +10,11 @@ are added one after another, with zeros for tokens that a row does not see: a ro
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.attention import dealt
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.rows import narrow_vector
 from engine.kernels.cpu.simd import exponentials, vector_max
 from engine.kernels.cpu.tiles import (
@@ -66,7 +66,7 @@ def list_pieces(sequence, positions, group, pieces):  # type: ignore[no-untyped-
     return count
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _pack_queries(queries, first, last, head, group, out):  # type: ignore[no-untyped-def]
     """Query heads from `head` on of rows first to last - 1, to bfloat16 [rows * group, head_dim]."""
     head_dim = queries.shape[2]
@@ -77,7 +77,7 @@ def _pack_queries(queries, first, last, head, group, out):  # type: ignore[no-un
             narrow_vector(out, (row - first) * group * head_dim + d, flat, source + d)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _copy_written(values, at, written, head_dim, out):  # type: ignore[no-untyped-def]
     """A block of values whose first `written` tokens are there, with zeros for the others."""
     out[:] = 0
@@ -87,9 +87,9 @@ def _copy_written(values, at, written, head_dim, out):  # type: ignore[no-untype
             out[line + d] = values[at + line + d]
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def tile_attention(  # type: ignore[no-untyped-def]
-    queries, keys, values, block_tables, row_sequence, positions, window, pieces, num_pieces, config, out
+    share, shares, queries, keys, values, block_tables, row_sequence, positions, window, pieces, num_pieces, config, out
 ):
     """`attention.paged_attention` by tiles.
 
@@ -105,7 +105,7 @@ def tile_attention(  # type: ignore[no-untyped-def]
     group = num_heads // num_kv_heads
     flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
     tasks = num_pieces * num_kv_heads
-    for turn in prange(tasks):
+    for turn in range(tasks * share // shares, tasks * (share + 1) // shares):
         task = dealt(turn, tasks)
         piece, kv_head = task // num_kv_heads, task % num_kv_heads
         top, bottom = pieces[piece], pieces[piece + 1]

@@ -126,7 +126,6 @@ class CpuBackend(Backend):
             room.tiles,
             room.down_tiles,
             self._attention_tiles,
-            self._threads,
             room.scratch,
             room.zeros,
             room.kept,
@@ -185,7 +184,6 @@ class CpuBackend(Backend):
             self._step_rows(step),
             layer,
             step.activations.positive_branch is PositiveBranch.IDENTITY,
-            self._threads,
             self._scratch,
             out.numpy(),
         )
@@ -242,8 +240,7 @@ class CpuBackend(Backend):
             self._head,
             config,
             out.numpy(),
-            self._threads,
-            self._scratch.thread,
+            self._scratch,
         )
         return out
 

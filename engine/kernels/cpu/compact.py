@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu.integer_plain import multiply_neurons
 from engine.kernels.cpu.integer_rows import PlainIntegerRows
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.product import BLOCK, PlainRows, is_kind, multiply_listed, product
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight, Int8Weight
 from engine.kernels.cpu.rows import CACHED, copy64, dots_cached, fetch
@@ -20,7 +20,7 @@ from engine.kernels.cpu.rows import CACHED, copy64, dots_cached, fetch
 Array = NDArray[Any]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _copy_factors(factors, neuron, out, place, groups):  # type: ignore[no-untyped-def]
     """Scales or minima of one neuron."""
     source = neuron // NEURONS * groups * NEURONS + neuron % NEURONS

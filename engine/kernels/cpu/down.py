@@ -11,7 +11,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.math import from_bfloat16
-from engine.kernels.cpu.options import FEW_ROWS, OPTIONS
+from engine.kernels.cpu.options import FEW_ROWS, INNER
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, tile_columns
 from engine.kernels.cpu.rows import (
     FETCHED,
@@ -129,7 +129,7 @@ def _keep_row(h, row, intermediate, first, values):  # type: ignore[no-untyped-d
     h[row * intermediate + first : row * intermediate + first + values.size] = values
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def add_in_order(totals, rows, hidden, first, last, down, out):  # type: ignore[no-untyped-def]
     """out += totals [rows][hidden], columns in the order of `rows.place_of`."""
     for r in range(rows):
@@ -161,7 +161,7 @@ def _plain_down(h, rows, intermediate, down, hidden, begin, end, first, last, to
     add_in_order(totals, rows, hidden, first, last, down, out)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _fetch_strip(down, j, count, hidden, first, last, k):  # type: ignore[no-untyped-def]
     """Fetch what the columns from k on have to of a strip of neurons from j on, in the order of memory."""
     width = last - first
@@ -169,14 +169,14 @@ def _fetch_strip(down, j, count, hidden, first, last, k):  # type: ignore[no-unt
         fetch(down, (j + line) * hidden + first, width)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _cut_rows(first, last):  # type: ignore[no-untyped-def]
     """Of rows first to last - 1, where those end that are taken `SUMMED` at a time, and where those by `FEW`."""
     paired = first + (last - first) // SUMMED * SUMMED
     return paired, paired + (last - paired) // FEW * FEW
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add_strip(h, top, bottom, intermediate, j, count, down, hidden, k, totals):  # type: ignore[no-untyped-def]
     """totals[r, k : k + 32] += sum over `count` neurons from j on of h[r, j] * down[j], top <= r < bottom."""
     weights = j * hidden + k
@@ -246,7 +246,7 @@ def _store_sums(totals, at):  # type: ignore[no-untyped-def]
     store(1, totals, at + ROWS, _PAIR_BYTES)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _few_rows(h, down, hidden, begin, end, first, last, totals, panel):  # type: ignore[no-untyped-def]
     """Up to 16 token rows: goes through `down` as it lies in memory."""
     for j in range(begin, end, BLOCK):
@@ -258,7 +258,7 @@ def _few_rows(h, down, hidden, begin, end, first, last, totals, panel):  # type:
             _store_sums(totals, at)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _many_rows(h, rows, intermediate, down, hidden, begin, end, first, last, totals, panel):  # type: ignore[no-untyped-def]
     """Interleaves a panel of `down` once for all token rows."""
     for j in range(begin, end, PANEL):
@@ -315,7 +315,7 @@ def _skip_down(h, rows, intermediate, down, hidden, begin, end, first, last, tot
     return _skip_down_pairs if h.dtype == types.uint16 else _skip_down_rows
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _list_tile(h, row, tile, intermediate, places, factors):  # type: ignore[no-untyped-def]
     """Neurons of a tile of 32 with h != 0, the even ones first; returns how many are even, and how many there are."""
     count = 0
@@ -352,7 +352,7 @@ def _mark_active(h, rows, intermediate, tile, marks):  # type: ignore[no-untyped
     return mark
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def fetch_active(h, rows, intermediate, tile, marks, down, hidden, first, last):  # type: ignore[no-untyped-def]
     """Fetch the columns from first to last of rows of `down` that tokens use, of len(marks) neurons from `tile` on."""
     if tile >= intermediate:
@@ -378,7 +378,7 @@ def _skip_down_pairs(h, rows, intermediate, down, hidden, begin, end, first, las
     add_in_order(totals, rows, hidden, first, last, down, out)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add_active(h, begin, end, down, hidden, first, width, totals, places, factors):  # type: ignore[no-untyped-def]
     """totals[first + k] += sum of h[j] * down[j, first + k], k < width, over neurons from begin to end with h != 0.
 
@@ -401,7 +401,7 @@ def _add_active(h, begin, end, down, hidden, first, width, totals, places, facto
         add_row(totals, first, h, places[i], down, places[i] * hidden + first, width)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add_active_tiles(h, rows, intermediate, down, hidden, begin, end, first, last, totals, places, factors):  # type: ignore[no-untyped-def]
     """`_add_active` of several token rows, which share what is fetched, 32 neurons at a time."""
     marks, width = np.empty(BLOCK, np.uint8), last - first

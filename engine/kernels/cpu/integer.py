@@ -37,7 +37,7 @@ from engine.kernels.cpu.integer_simd import (
     widen_int4,
 )
 from engine.kernels.cpu.integer_words import LISTED, add_neurons
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.product import BLOCK, is_kind, product, tile_columns, unpack_tile
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, NEURONS, Int4Weight
 from engine.kernels.cpu.rows import interleave4, prefetch
@@ -71,7 +71,7 @@ def _product(inputs, rows, first, last, size, weights, neuron, out, at, stride, 
 _SUMS, _WIDE = 1024, 1536  # sums [32][16] behind counts [high, low][32][16]; then 4-bit values, widened
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _multiply_group(inputs, at, columns, weights, upper, lower, stride, counts):  # type: ignore[no-untyped-def]
     """One group of 32 neurons with the token rows of a tile: integers [2 halves][high, low][16][16]."""
     clear(0)
@@ -92,7 +92,7 @@ def _multiply_group(inputs, at, columns, weights, upper, lower, stride, counts):
     store(3, counts, 768, ROW_BYTES)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _add_group(inputs, inputs_at, weights, groups, group, neuron, counts, sums):  # type: ignore[no-untyped-def]
     """Take a group's integers into `sums` [32][16]."""
     for half in range(2):
@@ -101,7 +101,7 @@ def _add_group(inputs, inputs_at, weights, groups, group, neuron, counts, sums):
         add_tile(sums, half * 256, counts, high, counts, low, weights.scales, at, inputs.scales, inputs_at)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _finish(count, out, at, stride, scratch):  # type: ignore[no-untyped-def]
     """Sums [32 neurons][16 token rows] to `count` rows of `out`."""
     unpack_tile(scratch, _SUMS, count, out, at, stride)

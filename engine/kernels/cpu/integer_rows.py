@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu.down import hidden_place, keep_hidden
 from engine.kernels.cpu.integer_simd import LOW_BITS, ROUNDED, largest_of, round_values, split_values
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.product import is_kind, pack_row
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight, PlainIntegerWeight
 from engine.kernels.cpu.simd import bits_to_float
@@ -58,7 +58,7 @@ class PlainIntegerHidden(NamedTuple):
     scales: Array
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _scale_of(x, at, size):  # type: ignore[no-untyped-def]
     """What an integer of a group of values is multiplied by."""
     largest = np.int32(0)  # as bits, which order like floats and keep a NaN, where a comparison of floats need not
@@ -67,7 +67,7 @@ def _scale_of(x, at, size):  # type: ignore[no-untyped-def]
     return bits_to_float(np.uint32(largest)) / LARGEST
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _to_integers(x, at, size, scale, out, out_at):  # type: ignore[no-untyped-def]
     """out = x / scale, rounded; returns the sum."""
     inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
@@ -77,7 +77,7 @@ def _to_integers(x, at, size, scale, out, out_at):  # type: ignore[no-untyped-de
     return total
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _split(values, size, high, low, at):  # type: ignore[no-untyped-def]
     """values = 128 * high + low."""
     for k in range(0, size, ROUNDED):
@@ -113,7 +113,7 @@ def _pack_integer_row(row, x, num_rows, inputs, weights):  # type: ignore[no-unt
             inputs.high[at + w * columns], inputs.low[at + w * columns] = high_words[w], low_words[w]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _group_plain_row(row, x, inputs, group):  # type: ignore[no-untyped-def]
     """The integers of a row, int16, in its own order; sets its scales and sums."""
     groups, whole = x.size // group, np.empty(x.size, np.int16)
@@ -124,7 +124,7 @@ def _group_plain_row(row, x, inputs, group):  # type: ignore[no-untyped-def]
     return whole
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _put_in_order(whole, order, out, first):  # type: ignore[no-untyped-def]
     """Words of 32 bits, which hold a unit of values each."""
     for k in range(order.size):

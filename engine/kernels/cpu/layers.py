@@ -1,8 +1,8 @@
 """All layers of a step in one compiled call, without Python or allocation between them.
 
-A layer is five parallel regions: queries, keys and values; attention; its output; gate and up; down. What lies between,
-norms and the layout of rows for products, is done by the calling thread while there are few rows. The work of a region
-is cut by neurons, never along a sum that could then depend on the number of threads.
+A layer is ten turns of the team: rows laid out and multiplied for queries, keys and values; rotation; attention; its
+output, laid out and multiplied; and those of the feed-forward. The work of a turn is cut by rows, heads or neurons,
+never along a sum that could then depend on the number of threads.
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +14,20 @@ from numpy.typing import NDArray
 
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention
-from engine.kernels.cpu.feed_forward import feed_forward
+from engine.kernels.cpu.feed_forward import TURNS as FEED_FORWARD_TURNS
+from engine.kernels.cpu.feed_forward import feed_forward_turn
 from engine.kernels.cpu.linear import multiply, prepare
 from engine.kernels.cpu.math import widen
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.product import is_kind
 from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight, PlainIntegerWeight
+from engine.kernels.cpu.separate import call_separately
+from engine.kernels.cpu.team import finish, launch, next_share
 
 Array = NDArray[Any]
+
+_FEED_FORWARD = 6  # its first turn
+_TURNS = _FEED_FORWARD + FEED_FORWARD_TURNS
 
 
 class LayerArrays(NamedTuple):
@@ -81,8 +87,23 @@ def _of_layer(weights, layer):  # type: ignore[no-untyped-def]
     return lambda weights, layer: weights[layer]
 
 
+@njit(**INNER)
+def _project_thread(thread, hidden, norm, eps, inputs, linear, config, out, scratch):  # type: ignore[no-untyped-def]
+    shares, none = scratch.progress.shape[0], np.empty(0, np.float32)
+    for turn in range(2):
+        share = next_share(scratch.progress, turn, thread)
+        while share >= 0:
+            if turn == 0:
+                call_separately(prepare, (share, shares, hidden, norm, eps, inputs, linear))
+            else:
+                size, memory = hidden.shape[1], scratch.thread[share]
+                call_separately(multiply, (share, shares, inputs, size, config, linear, none, out, memory, False))
+            finish(scratch.progress, turn, share)
+            share = next_share(scratch.progress, turn, thread)
+
+
 @njit(**OPTIONS)
-def project(hidden, norm, eps, inputs, linear, config, out, threads, scratch):  # type: ignore[no-untyped-def]
+def project(hidden, norm, eps, inputs, linear, config, out, scratch):  # type: ignore[no-untyped-def]
     """out = RMSNorm of hidden rows, times `linear`: logits.
 
     Args:
@@ -93,12 +114,91 @@ def project(hidden, norm, eps, inputs, linear, config, out, threads, scratch):  
         linear: [width * hidden].
         config: Tile shapes, None without AMX.
         out: float32 [rows, width].
-        threads: How many there are.
-        scratch: `Scratch.thread`.
+        scratch: `Scratch`.
     """
-    prepare(hidden, norm, eps, inputs, linear)
-    none = np.empty(0, np.float32)
-    multiply(inputs, hidden.shape[1], config, linear, none, out, threads, scratch, False)
+    scratch.progress[:] = 0
+    launch(scratch.progress.shape[0], _project_thread, (hidden, norm, eps, inputs, linear, config, out, scratch))
+
+
+@njit(**INNER)
+def _layer_turn(  # type: ignore[no-untyped-def]
+    turn,
+    share,
+    shares,
+    layer,
+    x,
+    weights,
+    step,
+    skip,
+    keys,
+    values,
+    eps,
+    scale,
+    identity,
+    inputs,
+    inputs_o,
+    config,
+    down_config,
+    attention_config,
+    scratch,
+    pieces,
+    num_pieces,
+    zeros,
+    kept,
+    totals,
+):
+    """One of the `_TURNS` of a layer."""
+    none, memory = np.empty(0, np.float32), scratch.thread[share]
+    if turn == 0:
+        norm = weights.input_norm[layer]
+        call_separately(prepare, (share, shares, x, norm, eps, inputs, of_layer(weights.qkv, layer)))
+    elif turn == 1:
+        qkv, bias = of_layer(weights.qkv, layer), weights.qkv_bias[layer]
+        size, out = x.shape[1], scratch.qkv
+        call_separately(multiply, (share, shares, inputs, size, config, qkv, bias, out, memory, False))
+    elif turn == 2:
+        angles = step.cos.shape[1] if weights.rotated[layer] else 0
+        cos, sin = step.cos[:, :angles], step.sin[:, :angles]
+        q_norm, k_norm, paired = weights.q_norm[layer], weights.k_norm[layer], attention_config is not None
+        row = (scratch.qkv, cos, sin, q_norm, k_norm, eps, scale, step.slots, paired)
+        call_separately(rotate_and_cache, (share, shares, *row, scratch.queries, keys[layer], values[layer]))
+    elif turn == 3:
+        out, window = scratch.attended, weights.window[layer]
+        seen = (scratch.queries, keys[layer], values[layer], step.tables, step.sequence, step.positions, window)
+        if attention_config is not None:
+            call_separately(tile_attention, (share, shares, *seen, pieces, num_pieces, attention_config, out))
+        else:
+            call_separately(paged_attention, (share, shares, *seen, out))
+    elif turn == 4:
+        rows = scratch.attended
+        call_separately(prepare, (share, shares, rows, none, eps, inputs_o, of_layer(weights.o, layer)))
+    elif turn == 5:
+        o, bias, size = of_layer(weights.o, layer), weights.o_bias[layer], scratch.attended.shape[1]
+        call_separately(multiply, (share, shares, inputs_o, size, config, o, bias, x, memory, True))
+    else:
+        gate, up, down = of_layer(weights.gate, layer), of_layer(weights.up, layer), of_layer(weights.down, layer)
+        matrices, configs = (gate, up, down), (config, down_config)
+        norm, own_turn = weights.post_norm[layer], turn - _FEED_FORWARD
+        feed_forward_turn(
+            own_turn, share, shares, x, norm, eps, inputs, *configs, skip, *matrices, step, layer, identity, scratch, x
+        )
+        if turn == _TURNS - 1 and share == 0:
+            for r in range(x.shape[0]):
+                zeros[layer, r] = scratch.zeros[:, r].sum()
+                kept[layer, r] = scratch.kept[:, r].sum()
+                totals[1 + r] += zeros[layer, r]
+            totals[0] += scratch.neurons.sum()
+
+
+@njit(**INNER)
+def _run_thread(thread, layers, arguments, scratch):  # type: ignore[no-untyped-def]
+    shares = scratch.progress.shape[0]
+    for turn in range(layers * _TURNS):
+        share = next_share(scratch.progress, turn, thread)
+        while share >= 0:
+            _layer_turn(turn % _TURNS, share, shares, turn // _TURNS, *arguments)
+            finish(scratch.progress, turn, share)
+            share = next_share(scratch.progress, turn, thread)
 
 
 @njit(**OPTIONS)
@@ -118,7 +218,6 @@ def run_layers(  # type: ignore[no-untyped-def]
     config,
     down_config,
     attention_config,
-    threads,
     scratch,
     zeros,
     kept,
@@ -141,7 +240,6 @@ def run_layers(  # type: ignore[no-untyped-def]
         config: Tile shapes of products, None without AMX.
         down_config: Of `multiply_down`.
         attention_config: Of `tile_attention`, whose layout the cache then has, or None.
-        threads: How many there are.
         scratch: `Scratch`.
         zeros: Out, int64 [layers, rows], zeros of each row's activations.
         kept: Out, int64 [layers, rows], negative values that SILU kept, of stochastic rows.
@@ -153,64 +251,29 @@ def run_layers(  # type: ignore[no-untyped-def]
     for r in range(rows):
         for k in range(hidden):
             x[r, k] = widen(embedding[step.tokens[r], k])
-    none = np.empty(0, np.float32)
     pieces = np.empty(rows + 1, np.int64)
     num_pieces = list_pieces(step.sequence, step.positions, scratch.queries.shape[1] // keys.shape[2], pieces)
-    for layer in range(weights.input_norm.shape[0]):
-        qkv, o = of_layer(weights.qkv, layer), of_layer(weights.o, layer)
-        prepare(x, weights.input_norm[layer], eps, inputs, qkv)
-        multiply(inputs, hidden, config, qkv, weights.qkv_bias[layer], scratch.qkv, threads, scratch.thread, False)
-        angles = step.cos.shape[1] if weights.rotated[layer] else 0
-        rotate_and_cache(
-            scratch.qkv,
-            step.cos[:, :angles],
-            step.sin[:, :angles],
-            weights.q_norm[layer],
-            weights.k_norm[layer],
-            eps,
-            scale,
-            step.slots,
-            attention_config is not None,
-            scratch.queries,
-            keys[layer],
-            values[layer],
-        )
-        rows_and_cache = (
-            scratch.queries,
-            keys[layer],
-            values[layer],
-            step.tables,
-            step.sequence,
-            step.positions,
-            weights.window[layer],
-        )
-        if attention_config is not None:
-            tile_attention(*rows_and_cache, pieces, num_pieces, attention_config, scratch.attended)
-        else:
-            paged_attention(*rows_and_cache, threads, scratch.attended)
-        prepare(scratch.attended, none, eps, inputs_o, o)
-        width = scratch.attended.shape[1]
-        multiply(inputs_o, width, config, o, weights.o_bias[layer], x, threads, scratch.thread, True)
-        feed_forward(
-            x,
-            weights.post_norm[layer],
-            eps,
-            inputs,
-            config,
-            down_config,
-            skip,
-            of_layer(weights.gate, layer),
-            of_layer(weights.up, layer),
-            of_layer(weights.down, layer),
-            step,
-            layer,
-            identity,
-            threads,
-            scratch,
-            x,
-        )
-        for r in range(rows):
-            zeros[layer, r] = scratch.zeros[:, r].sum()
-            kept[layer, r] = scratch.kept[:, r].sum()
-            totals[1 + r] += zeros[layer, r]
-        totals[0] += scratch.neurons.sum()
+    arguments = (
+        x,
+        weights,
+        step,
+        skip,
+        keys,
+        values,
+        eps,
+        scale,
+        identity,
+        inputs,
+        inputs_o,
+        config,
+        down_config,
+        attention_config,
+        scratch,
+        pieces,
+        num_pieces,
+        zeros,
+        kept,
+        totals,
+    )
+    scratch.progress[:] = 0
+    launch(scratch.progress.shape[0], _run_thread, (weights.input_norm.shape[0], arguments, scratch))

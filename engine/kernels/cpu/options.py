@@ -1,7 +1,16 @@
-"""How the kernels are compiled, and when they run in parallel."""
+"""How the kernels are compiled, and up to where rows are few."""
 
 # No "reassoc": a sum keeps the order in which it is written, so that the same row gives the same bits in any batch.
 # Division by zero gives infinity as in NumPy; Python's exception would keep loops from being vectorised.
-OPTIONS = {"cache": True, "nogil": True, "error_model": "numpy", "fastmath": {"contract", "nnan", "nsz"}}
+# Nobody calls kernels from C, so no wrapper for it need be compiled.
+OPTIONS = {
+    "cache": True,
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nnan", "nsz"},
+    "no_cfunc_wrapper": True,
+}
+# Of functions that only kernels call: Python cannot, it would meet no code at all.
+INNER = {**OPTIONS, "no_cpython_wrapper": True}
 
-FEW_ROWS = 8  # up to which the calling thread lays rows out alone: waking others would take longer
+FEW_ROWS = 8  # token rows up to which threads wait for weights, and work is cut so that each reads long stretches

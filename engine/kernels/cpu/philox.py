@@ -6,7 +6,7 @@ Numba's cache does not see changes in a function that a kernel of another file i
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from engine import philox
@@ -59,13 +59,13 @@ def uniform(word: np.uint32) -> np.float32:
     return (np.float32(np.int32(word >> _UNIFORM_SHIFT)) + _HALF) * _ULP
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(cache=True, nogil=True)
 def uniform_rows(
     keys: NDArray[np.uint32], positions: NDArray[np.int64], layer: int, stream: int, out: NDArray[np.float32]
 ) -> None:
     """Fill rows with uniforms, bit-identical with `engine.philox.uniform(random_words(...))`.
 
-    Rows are independent and each is computed by one thread, so neither the number of threads nor the other rows matter.
+    Rows are independent: what is in one does not depend on the others.
 
     Args:
         keys: uint32 [rows, 2], Philox key words.
@@ -76,7 +76,7 @@ def uniform_rows(
     """
     rows, size = out.shape
     blocks = size // WORDS_PER_BLOCK
-    for row in prange(rows):
+    for row in range(rows):
         k0, k1, position = keys[row, 0], keys[row, 1], positions[row]
         target = out[row]
         for block in range(blocks):

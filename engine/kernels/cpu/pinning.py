@@ -12,9 +12,10 @@ from contextlib import suppress
 import numba
 import numpy as np
 import torch
-from numba import njit, prange, types
+from numba import njit, types
 
 from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.team import launch
 
 
 def pin_compute_threads() -> bool:
@@ -51,8 +52,11 @@ def pin_compute_threads() -> bool:
 if platform.system() == "Linux":
     _get_thread = types.ExternalFunction("gettid", types.int32())
 
-    @njit(parallel=True, **OPTIONS)
+    @njit(**OPTIONS)
+    def _list_thread(thread, out):  # type: ignore[no-untyped-def]
+        out[thread] = _get_thread()
+
+    @njit(**OPTIONS)
     def _list_threads(out):  # type: ignore[no-untyped-def]
         """The system's number of each compute thread."""
-        for i in prange(len(out)):
-            out[i] = _get_thread()
+        launch(len(out), _list_thread, (out,))

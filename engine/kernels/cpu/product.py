@@ -16,7 +16,7 @@ from numba import njit, types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.rows import (
     NEURONS,
     ORDERED,
@@ -158,14 +158,14 @@ def _plain_product(inputs, rows, first, last, size, weights, neuron, out, at, st
     multiply_listed(inputs.values, first, last, size, weights, neuron * size, _CONSECUTIVE, 0, out, at, stride)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _multiply_cached(x, x_at, size, weights, base, places, listed, out, at, stride):  # type: ignore[no-untyped-def]
     """Of `TOKENS` rows. A function of its own: as a part of the loop below its sums would not stay in registers."""
     for n in range(0, BLOCK, NEURONS):
         dots_together(out, at + n, stride, x, x_at, size, weights, base, places, listed + n, size)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def multiply_listed(x, first, last, size, weights, base, places, listed, out, at, stride):  # type: ignore[no-untyped-def]
     """`product` with vectors, of neurons places[listed : listed + 32] from weights[base] on.
 
@@ -183,14 +183,14 @@ def multiply_listed(x, first, last, size, weights, base, places, listed, out, at
         row += some
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def shares(rows):  # type: ignore[no-untyped-def]
     """Of 32 lines, those that each 32 of `rows` token rows fetch."""
     parts = (rows + BLOCK - 1) // BLOCK
     return (BLOCK + parts - 1) // parts
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def unpack_tile(stored, stored_at, count, out, at, stride):  # type: ignore[no-untyped-def]
     """A stored tile [16 neurons, 16 token rows], of which `count` rows exist, to rows of `out` that begin at `at`."""
     if count >= ROWS:
@@ -202,7 +202,7 @@ def unpack_tile(stored, stored_at, count, out, at, stride):  # type: ignore[no-u
             out[at + r * stride + n] = stored[stored_at + r * ROWS + n]
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _unpack_quarter(quarter, stored, stored_at, row, last, out, at, stride):  # type: ignore[no-untyped-def]
     """One of the four stored tiles of 32 neurons and rows from `row` on, of which those before `last` exist."""
     half = quarter // 2 * ROWS

@@ -3,12 +3,12 @@
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from engine.kernels.cpu import aligned
 from engine.kernels.cpu.math import from_bfloat16, to_bfloat16, widen
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.quantised import (
     INT4_GROUP,
     INT4_UNIT,
@@ -22,6 +22,7 @@ from engine.kernels.cpu.quantised import (
     lane_order,
 )
 from engine.kernels.cpu.simd import bits_to_float, float_to_bits
+from engine.kernels.cpu.team import launch, usable_threads
 
 _SHARES = np.array([1.0, 0.95, 0.9, 0.85], np.float32)  # of a group's range, to begin with
 _REFINEMENTS, _STEPS = 3, np.float32(15)
@@ -83,32 +84,32 @@ def _order(size: int, group: int, unit: int, *, amx: bool) -> NDArray[np.int32]:
     return np.arange(size // unit, dtype=np.int32) if amx else lane_order(size, group, unit)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _in_bfloat16(value):  # type: ignore[no-untyped-def]
     """The nearest number that bfloat16 holds."""
     return from_bfloat16(to_bfloat16(value))
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _magnitude(value):  # type: ignore[no-untyped-def]
     """Bits of a value without its sign, which are ordered as magnitudes are, and NaN above them all."""
     return float_to_bits(value) & np.uint32(0x7FFFFFFF)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _symmetric(largest):  # type: ignore[no-untyped-def]
     """Scale, bfloat16 bits, of a group of at most this `_magnitude`. A group with a NaN is to stay one that has it."""
     return to_bfloat16(bits_to_float(largest) / _WHOLE) if largest <= _INFINITY else _NAN
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _round(value, scale):  # type: ignore[no-untyped-def]
     """value / scale as a whole number of 8 bits; 0 if the scale is."""
     whole = min(max(np.rint(value / scale), -_WHOLE), _WHOLE) if scale > 0 else np.float32(0)
     return np.int8(whole)
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def _round_rows(weight, order, values, scales):  # type: ignore[no-untyped-def]
     """Rows of 8 bits, in groups along the row.
 
@@ -118,7 +119,14 @@ def _round_rows(weight, order, values, scales):  # type: ignore[no-untyped-def]
         values: Out, int8 [rows, size].
         scales: Out, bfloat16 bits [rows, size / 64].
     """
-    for row in prange(weight.shape[0]):
+    threads = usable_threads()
+    launch(threads, _round_some_rows, (threads, weight, order, values, scales))
+
+
+@njit(**INNER)
+def _round_some_rows(thread, threads, weight, order, values, scales):  # type: ignore[no-untyped-def]
+    rows = weight.shape[0]
+    for row in range(rows * thread // threads, rows * (thread + 1) // threads):
         whole = np.empty(weight.shape[1], np.int8)
         for group in range(scales.shape[1]):
             first = group * INT8_GROUP
@@ -134,10 +142,17 @@ def _round_rows(weight, order, values, scales):  # type: ignore[no-untyped-def]
             ordered[i] = units[order[i]]
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def _round_columns(weight, values, scales):  # type: ignore[no-untyped-def]
     """The same of groups [groups, 64, hidden] across 64 rows; scales are [groups, hidden]."""
-    for group in prange(weight.shape[0]):
+    threads = usable_threads()
+    launch(threads, _round_some_columns, (threads, weight, values, scales))
+
+
+@njit(**INNER)
+def _round_some_columns(thread, threads, weight, values, scales):  # type: ignore[no-untyped-def]
+    groups = weight.shape[0]
+    for group in range(groups * thread // threads, groups * (thread + 1) // threads):
         columns = weight.shape[2]
         largest, scale = np.zeros(columns, np.uint32), np.empty(columns, np.float32)
         for row in range(INT8_GROUP):
@@ -151,14 +166,14 @@ def _round_columns(weight, values, scales):  # type: ignore[no-untyped-def]
                 values[group, row, k] = _round(widen(weight[group, row, k]), scale[k])
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _nearest(value, scale, minimum):  # type: ignore[no-untyped-def]
     """The whole number in 0 to 15 whose value * scale + minimum is nearest."""
     inverse = np.float32(1) / scale if scale > 0 else np.float32(0)
     return min(max(np.rint((value - minimum) * inverse), np.float32(0)), _STEPS)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def _fit(values, scales, minima):  # type: ignore[no-untyped-def]
     """Scales and minima of some groups: of a few starting points those that end in the least squares.
 
@@ -207,7 +222,7 @@ def _fit(values, scales, minima):  # type: ignore[no-untyped-def]
                 minimum[g] = mean[g] - scale[g] * total[g]
 
 
-@njit(parallel=True, **OPTIONS)
+@njit(**OPTIONS)
 def _fit_rows(weight, order, values, scales, minima):  # type: ignore[no-untyped-def]
     """Rows of 4 bits.
 
@@ -217,8 +232,15 @@ def _fit_rows(weight, order, values, scales, minima):  # type: ignore[no-untyped
         values: Out, uint8 [rows, size / 2].
         scales, minima: Out, bfloat16 bits [rows, size / 32].
     """
+    threads = usable_threads()
+    launch(threads, _fit_some_rows, (threads, weight, order, values, scales, minima))
+
+
+@njit(**INNER)
+def _fit_some_rows(thread, threads, weight, order, values, scales, minima):  # type: ignore[no-untyped-def]
     rows, groups = scales.shape
-    for some in prange((rows + _TOGETHER - 1) // _TOGETHER):
+    parts = (rows + _TOGETHER - 1) // _TOGETHER
+    for some in range(parts * thread // threads, parts * (thread + 1) // threads):
         first = some * _TOGETHER
         numbers = np.empty((INT4_GROUP, _TOGETHER), np.float32)
         scale, minimum = np.empty((2, _TOGETHER), np.float32)

@@ -18,7 +18,7 @@ from numba.extending import intrinsic, overload
 
 from engine.kernels.cpu.aligned import CACHE_LINE
 from engine.kernels.cpu.isa import has_avx512
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.simd import (
     LANES,
     alternate,
@@ -189,7 +189,7 @@ _DOTS_1, _DOTS_2, _DOTS_3, _DOTS_4, _DOTS_5, _DOTS_6 = (make_dots(1, vectors, fe
 dots_together, dots_cached = make_dots(NEURONS, TOKENS, fetch=False), make_dots(CACHED, 1, fetch=False)
 
 
-@njit(**OPTIONS)
+@njit(**INNER)
 def dots_in_order(vectors, neurons, out, at, stride, x, x_at, x_stride, weights, base, places, places_at, size):  # type: ignore[no-untyped-def]
     """out[at + v * stride + n] = dot(x[x_at + v * x_stride :], weights[base + places[places_at + n] * size :]).
 

@@ -11,12 +11,16 @@ tokens with equal logits share their fate.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 from numpy.typing import NDArray
 
 from engine.kernels.cpu.math import exp
 from engine.kernels.cpu.philox import WORDS_PER_BLOCK, philox4x32, uniform
+from engine.kernels.cpu.team import launch, usable_threads
 from engine.philox import STREAM_SAMPLING
+
+_KERNEL = {"cache": True, "nogil": True, "no_cfunc_wrapper": True}  # no fast mathematics
+_INNER = {**_KERNEL, "no_cpython_wrapper": True}  # for what only kernels call
 
 CHUNK = 1024  # tokens whose noise is drawn together: a buffer of 4 KiB; a multiple of WORDS_PER_BLOCK
 LANES = 32  # partial sums of a mass; values that `_keep` rejects at once
@@ -65,7 +69,7 @@ def _from_order_key(key: int) -> np.float32:
     return np.int32(bits ^ ((bits >> _SIGN_SHIFT) & _MAGNITUDE)).view(np.float32)
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _largest(values: NDArray[np.float32]) -> np.float32:
     """Largest value; NaN if one of them is NaN or +inf, or all are -inf."""
     highest, lowest = _LOWEST_KEY, _INF_KEY
@@ -78,7 +82,7 @@ def _largest(values: NDArray[np.float32]) -> np.float32:
     return _from_order_key(highest)
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _index_of(values: NDArray[np.float32], value: np.float32) -> int:
     """Lowest index of a value; -1 if there is none."""
     for i in range(values.size):
@@ -87,7 +91,7 @@ def _index_of(values: NDArray[np.float32], value: np.float32) -> int:
     return -1
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _weigh(
     values: NDArray[np.float32], maximum: np.float32, inverse_temperature: np.float32, weights: NDArray[np.float32]
 ) -> None:
@@ -96,7 +100,7 @@ def _weigh(
         weights[i] = exp((values[i] - maximum) * inverse_temperature)
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _mass(values: NDArray[np.float32], weights: NDArray[np.float32], minimum: np.float32) -> float:
     """float64 sum of the weights of values >= minimum: lane i adds elements i, i + LANES, ...; then lane by lane."""
     lanes = np.zeros(LANES, np.float64)
@@ -113,7 +117,7 @@ def _mass(values: NDArray[np.float32], weights: NDArray[np.float32], minimum: np
     return total
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _count(values: NDArray[np.float32], minimum: np.float32) -> np.int64:
     """Number of values >= minimum."""
     total = np.int32(0)
@@ -122,7 +126,7 @@ def _count(values: NDArray[np.float32], minimum: np.float32) -> np.int64:
     return np.int64(total)
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _keep(values: NDArray[np.float32], minimum: np.float32, kept: NDArray[np.float32]) -> NDArray[np.float32]:
     """The values >= minimum, in their order, in the front of `kept`, which has one element more than `values`."""
     size = 0
@@ -141,7 +145,7 @@ def _keep(values: NDArray[np.float32], minimum: np.float32, kept: NDArray[np.flo
     return kept[:size]
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _bisect_count(values: NDArray[np.float32], k: int, maximum: np.float32) -> np.float32:
     """A minimum that keeps the k largest values (1 <= k <= size) and what equals the smallest of them."""
     low, high = np.int64(_LOWEST_KEY), np.int64(_order_key(maximum)) + 1
@@ -157,7 +161,7 @@ def _bisect_count(values: NDArray[np.float32], k: int, maximum: np.float32) -> n
     return _from_order_key(low)
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _kth_largest(values: NDArray[np.float32], k: int, maximum: np.float32) -> np.float32:
     """As `_bisect_count`; for small k it first drops values that are smaller than k others."""
     if 2 * k > BINS or values.size < 4 * BINS:
@@ -174,7 +178,7 @@ def _kth_largest(values: NDArray[np.float32], k: int, maximum: np.float32) -> np
     return max(bound, _bisect_count(_keep(values, bound, np.empty(values.size + 1, np.float32)), k, maximum))
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _nucleus(
     values: NDArray[np.float32],
     top_p: float,
@@ -203,7 +207,7 @@ def _nucleus(
     return _from_order_key(low_key)
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def minimum_logit(
     row: NDArray[np.float32],
     maximum: np.float32,
@@ -235,7 +239,7 @@ def minimum_logit(
     return minimum
 
 
-@njit(cache=True, nogil=True)
+@njit(**_INNER)
 def _gumbel_argmax(
     row: NDArray[np.float32],
     maximum: np.float32,
@@ -270,7 +274,25 @@ def _gumbel_argmax(
     return token
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(**_INNER)
+def _sample_some(  # type: ignore[no-untyped-def]
+    thread, threads, logits, temperature, top_k, top_p, min_p, keys, positions, token_ids
+):
+    rows = logits.shape[0]
+    for r in range(rows * thread // threads, rows * (thread + 1) // threads):
+        row = logits[r]
+        maximum = _largest(row)
+        if np.isnan(maximum):
+            token_ids[r] = -1
+        elif temperature[r] == _ZERO:
+            token_ids[r] = _index_of(row, maximum)
+        else:
+            inverse = _ONE / temperature[r]
+            minimum = minimum_logit(row, maximum, inverse, top_k[r], top_p[r], min_p[r])
+            token_ids[r] = _gumbel_argmax(row, maximum, inverse, minimum, keys[r, 0], keys[r, 1], positions[r])
+
+
+@njit(**_KERNEL)
 def sample_rows(
     logits: NDArray[np.float32],
     temperature: NDArray[np.float32],
@@ -293,20 +315,19 @@ def sample_rows(
         positions: int64 [rows], position in the sequence of the token that is drawn.
         token_ids: int64 [rows], overwritten; -1 where a logit is NaN or +inf, or all are -inf.
     """
-    for r in prange(logits.shape[0]):
-        row = logits[r]
-        maximum = _largest(row)
-        if np.isnan(maximum):
-            token_ids[r] = -1
-        elif temperature[r] == _ZERO:
-            token_ids[r] = _index_of(row, maximum)
-        else:
-            inverse = _ONE / temperature[r]
-            minimum = minimum_logit(row, maximum, inverse, top_k[r], top_p[r], min_p[r])
-            token_ids[r] = _gumbel_argmax(row, maximum, inverse, minimum, keys[r, 0], keys[r, 1], positions[r])
+    threads = min(logits.shape[0], usable_threads())
+    arguments = (logits, temperature, top_k, top_p, min_p, keys, positions, token_ids)
+    launch(threads, _sample_some, (threads, *arguments))
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(**_INNER)
+def _find_unusable(thread, threads, logits, out):  # type: ignore[no-untyped-def]
+    rows = logits.shape[0]
+    for r in range(rows * thread // threads, rows * (thread + 1) // threads):
+        out[r] = np.isnan(_largest(logits[r]))
+
+
+@njit(**_KERNEL)
 def unusable_rows(logits: NDArray[np.float32], out: NDArray[np.bool_]) -> None:
     """Find rows from which no token can be drawn: a logit is NaN or +inf, or all are -inf.
 
@@ -314,11 +335,21 @@ def unusable_rows(logits: NDArray[np.float32], out: NDArray[np.bool_]) -> None:
         logits: float32 [rows, vocabulary], C-contiguous.
         out: bool [rows], overwritten.
     """
-    for r in prange(logits.shape[0]):
-        out[r] = np.isnan(_largest(logits[r]))
+    threads = min(logits.shape[0], usable_threads())
+    launch(threads, _find_unusable, (threads, logits, out))
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@njit(**_INNER)
+def _log_sum_exp_some(thread, threads, logits, which, out):  # type: ignore[no-untyped-def]
+    for i in range(which.size * thread // threads, which.size * (thread + 1) // threads):
+        row = logits[which[i]]
+        maximum = _largest(row)
+        weights = np.empty(row.size, np.float32)
+        _weigh(row, maximum, _ONE, weights)
+        out[i] = np.float64(maximum) + np.log(_mass(row, weights, -_INF))
+
+
+@njit(**_KERNEL)
 def log_sum_exp_rows(logits: NDArray[np.float32], which: NDArray[np.int64], out: NDArray[np.float64]) -> None:
     """log(sum(exp(row))) of some rows.
 
@@ -327,15 +358,11 @@ def log_sum_exp_rows(logits: NDArray[np.float32], which: NDArray[np.int64], out:
         which: int64 [wanted], indices of rows.
         out: float64 [wanted], overwritten.
     """
-    for i in prange(which.size):
-        row = logits[which[i]]
-        maximum = _largest(row)
-        weights = np.empty(row.size, np.float32)
-        _weigh(row, maximum, _ONE, weights)
-        out[i] = np.float64(maximum) + np.log(_mass(row, weights, -_INF))
+    threads = min(which.size, usable_threads())
+    launch(threads, _log_sum_exp_some, (threads, logits, which, out))
 
 
-@njit(cache=True, nogil=True)
+@njit(**_KERNEL)
 def largest_ids(row: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Ids of the k largest logits and of those that equal the smallest of these, by id.
 

@@ -12,6 +12,7 @@ from engine.kernels.cpu.feed_forward import PARTS, step_of_parts
 from engine.kernels.cpu.linear import TILES
 from engine.kernels.cpu.options import FEW_ROWS
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS
+from engine.kernels.cpu.team import make_progress
 from engine.kernels.cpu.tiles import ROWS
 from engine.models.config import DecoderConfig
 
@@ -35,6 +36,7 @@ class Scratch(NamedTuple):
     words: Array  # uint32 [threads, PANEL * PANEL_COLUMNS / 2 or the widest part of neurons]
     places: Array  # int64 [threads, intermediate + 66]
     copies: Array  # uint8 [threads, 4 * BLOCK * hidden]
+    progress: Array  # see `team.make_progress`: as many shares as threads
 
 
 def widest_part(intermediate: int, parts: int) -> int:
@@ -75,4 +77,5 @@ def make_scratch(config: DecoderConfig, rows: int, threads: int, make_hidden: Ca
         words=aligned.empty((threads, max(PANEL * PANEL_COLUMNS // 2, part)), np.uint32),
         places=np.zeros((threads, intermediate + 66), np.int64),
         copies=aligned.empty((threads, 4 * BLOCK * hidden), np.uint8),
+        progress=make_progress(threads),
     )

@@ -43,7 +43,7 @@ class Kind:
         memory = as_array(garbage)
         inputs = TileRows(memory.view(np.uint32)) if self.amx else PlainRows(memory)
         none = np.empty(0, np.float32)
-        prepare(x.numpy(), none, np.float32(0), inputs, as_array(weight).reshape(-1))
+        prepare(0, 1, x.numpy(), none, np.float32(0), inputs, as_array(weight).reshape(-1))
         return inputs
 
     def tiles(self, rows: int) -> Array | None:

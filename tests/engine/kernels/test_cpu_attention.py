@@ -108,7 +108,7 @@ class Problem:
         window: int = 0,
         rows: Sequence[int] | None = None,
         out: torch.dtype = torch.float32,
-        threads: int = 2,
+        shares: int = 2,
     ) -> Tensor:
         """The kernel's answer for some of the rows, all by default, shared out among so many threads."""
         chosen = list(range(len(self.lines)) if rows is None else rows)
@@ -127,9 +127,10 @@ class Problem:
         if self.kind.tiles:
             pieces = np.empty(len(chosen) + 1, np.int64)
             count = list_pieces(sequence, positions, self.queries.shape[1] // KV_HEADS, pieces)
-            tile_attention(*arguments, pieces, count, attention_tiles(), result.numpy())
+            tile_attention(0, 1, *arguments, pieces, count, attention_tiles(), result.numpy())
         else:
-            paged_attention(*arguments, threads, as_array(result))
+            for share in range(shares):
+                paged_attention(share, shares, *arguments, as_array(result))
         return result
 
     def expected(self, window: int = 0) -> Tensor:
@@ -251,13 +252,13 @@ def test_threads_do_not_change_the_bits_of_attention(kind: Attention) -> None:
 
 
 @pytest.mark.parametrize("group", range(1, 8))
-@pytest.mark.parametrize("threads", [1, 3, 5, 16])
-def test_how_heads_are_shared_out_does_not_change_the_bits(threads: int, group: int) -> None:
+@pytest.mark.parametrize("shares", [1, 3, 5, 16])
+def test_how_heads_are_shared_out_does_not_change_the_bits(shares: int, group: int) -> None:
     problem = Problem.make(ONE_ROW_EACH, group=group, kind=BFLOAT16)
 
-    assert torch.equal(problem.run(threads=threads), problem.run(threads=1))
-    for row in range(len(ONE_ROW_EACH)):  # of which threads share the heads
-        assert torch.equal(problem.run(rows=[row], threads=threads)[0], problem.run(threads=1)[row])
+    assert torch.equal(problem.run(shares=shares), problem.run(shares=1))
+    for row in range(len(ONE_ROW_EACH)):  # of which shares share the heads
+        assert torch.equal(problem.run(rows=[row], shares=shares)[0], problem.run(shares=1)[row])
 
 
 def test_a_long_prompt_in_any_chunks() -> None:
@@ -306,6 +307,8 @@ def rotate(
     none = torch.empty(0)
     q_norm, k_norm = norms or (none, none)
     rotate_and_cache(
+        0,
+        1,
         as_array(qkv),
         angles.cos().numpy(),
         angles.sin().numpy(),

@@ -118,7 +118,7 @@ def test_products_with_listed_neurons_are_those_with_all(count: int, rows: int, 
     kind = {"int8": Format.INT8, "int4": Format.INT4}.get(name, Format.FLOAT)
     weights = FORMATS[name](normal(NEURONS, SIZE, seed=1), amx=amx)
     inputs = make_rows(kind, rows, SIZE, amx=amx)
-    prepare(normal(rows, SIZE, seed=2).numpy(), np.empty(0, np.float32), np.float32(0), inputs, weights)
+    prepare(0, 1, normal(rows, SIZE, seed=2).numpy(), np.empty(0, np.float32), np.float32(0), inputs, weights)
     places = torch.randperm(NEURONS, generator=torch.Generator().manual_seed(3))[:count].sort().values.numpy()
     listed = np.full(2 + count + 2 * BLOCK, 10**15)  # what follows is of no neuron
     listed[2 : 2 + count] = places

@@ -15,12 +15,14 @@ from tests.engine.kernels.kinds import BFLOAT16, FLOAT32, Kind, normal, only_amx
 @pytest.mark.parametrize("kind", [FLOAT32, BFLOAT16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1, 40])
 @pytest.mark.parametrize("size", [64, 96, 576])
-def test_rows_are_normalised_before_products(size: int, rows: int, kind: Kind) -> None:
+@pytest.mark.parametrize("shares", [1, 3, 64])
+def test_rows_are_normalised_before_products(shares: int, size: int, rows: int, kind: Kind) -> None:
     x, weight = normal(rows, size, seed=1, scale=3.0), normal(size, seed=2)
     linear = as_array(torch.empty(0, dtype=kind.dtype))
     packed = np.full(rows * size, np.nan, np.float32)
 
-    prepare(x.numpy(), weight.numpy(), np.float32(1e-3), PlainRows(packed), linear)
+    for share in range(shares):
+        prepare(share, shares, x.numpy(), weight.numpy(), np.float32(1e-3), PlainRows(packed), linear)
 
     exact = ordered(functional.rms_norm(x.double(), (size,), weight.double(), 1e-3), kind.dtype).float()
     torch.testing.assert_close(torch.from_numpy(packed).reshape(rows, size), exact, rtol=1e-6, atol=1e-7)

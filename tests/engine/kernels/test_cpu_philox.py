@@ -1,6 +1,5 @@
 """The Numba Philox has the bits of Random123 and of the reference, on any number of threads."""
 
-import numba
 import numpy as np
 import pytest
 import torch
@@ -62,18 +61,3 @@ def test_uniforms_of_a_whole_vocabulary_are_inside_the_open_interval() -> None:
     np.testing.assert_array_equal(out, expected(keys, positions, 0, 49152, reference.STREAM_SAMPLING))
     assert out.min() >= 2.0**-24
     assert out.max() <= 1 - 2.0**-24
-
-
-def test_threads_do_not_change_the_bits() -> None:
-    keys, positions = rows_of(7)
-    many, one = np.empty((7, 1001), np.float32), np.empty((7, 1001), np.float32)
-
-    uniform_rows(keys, positions, 3, 0, many)
-    threads = numba.get_num_threads()
-    numba.set_num_threads(1)
-    try:
-        uniform_rows(keys, positions, 3, 0, one)
-    finally:
-        numba.set_num_threads(threads)
-
-    np.testing.assert_array_equal(many, one)

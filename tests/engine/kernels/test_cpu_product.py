@@ -16,7 +16,6 @@ from engine.kernels.cpu.linear import TILES, multiply
 from engine.kernels.cpu.product import BLOCK, product
 from engine.kernels.cpu.tiles import configure, release
 from tests.engine.kernels.kinds import Array, Kind, every_kind, normal
-from tests.engine.kernels.threads import numba_threads
 
 SHAPES = [(128, 64), (960, 576), (64, 1536), (100, 96), (33, 32)]  # [out, in]; widths need not be multiples of 32
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
@@ -43,21 +42,24 @@ class Product:
     bias: Tensor  # float32
     alone: Tensor
 
-    def __call__(self, x: Tensor, *, bias: bool = True, threads: int = 1, before: Tensor | None = None) -> Tensor:
+    def __call__(self, x: Tensor, *, bias: bool = True, shares: int = 1, before: Tensor | None = None) -> Tensor:
         """The kernel's product of some rows; added to `before` if there is one."""
         rows, size = x.shape
         out = torch.full((rows, len(self.weight)), torch.nan) if before is None else before.clone()
-        multiply(
-            self.kind.pack(x, self.weight),
-            size,
-            self.kind.tiles(rows),
-            as_array(self.weight).reshape(-1),
-            (self.bias if bias else self.bias[:0]).numpy(),
-            out.numpy(),
-            threads,
-            np.full((threads, TILES + rows * BLOCK), np.nan, np.float32),
-            before is not None,
-        )
+        inputs = self.kind.pack(x, self.weight)
+        for share in range(shares):
+            multiply(
+                share,
+                shares,
+                inputs,
+                size,
+                self.kind.tiles(rows),
+                as_array(self.weight).reshape(-1),
+                (self.bias if bias else self.bias[:0]).numpy(),
+                out.numpy(),
+                np.full(TILES + rows * BLOCK, np.nan, np.float32),
+                before is not None,
+            )
         return out
 
 
@@ -118,20 +120,12 @@ def test_a_row_that_is_not_finite_hurts_no_other(rows: int, garbage: float, kind
 
 @every_kind
 @every_shape
-@pytest.mark.parametrize("threads", [2, 3, 7, 50])
-def test_how_the_work_is_cut_does_not_change_the_bits(threads: int, shape: tuple[int, int], kind: Kind) -> None:
+@pytest.mark.parametrize("shares", [2, 3, 7, 50])
+def test_how_the_work_is_cut_does_not_change_the_bits(shares: int, shape: tuple[int, int], kind: Kind) -> None:
     case = product_of(kind, shape)
 
     for rows in (1, 5, 33):
-        assert torch.equal(case(case.x[:rows], threads=threads), case.alone[:rows])
-
-
-@every_kind
-def test_two_threads_at_once(kind: Kind) -> None:
-    case = product_of(kind, SHAPES[1])
-
-    with numba_threads(2):
-        assert torch.equal(case(case.x, threads=2), case.alone)
+        assert torch.equal(case(case.x[:rows], shares=shares), case.alone[:rows])
 
 
 @every_kind
@@ -143,12 +137,12 @@ def test_without_a_bias(shape: tuple[int, int], kind: Kind) -> None:
 
 
 @every_kind
-@pytest.mark.parametrize("threads", [1, 3])
-def test_added_to_what_is_there(threads: int, kind: Kind) -> None:
+@pytest.mark.parametrize("shares", [1, 3])
+def test_added_to_what_is_there(shares: int, kind: Kind) -> None:
     case = product_of(kind, SHAPES[1])
     before = normal(20, SHAPES[1][0], seed=4)
 
-    assert torch.equal(case(case.x[:20], threads=threads, before=before), before + case.alone[:20])
+    assert torch.equal(case(case.x[:20], shares=shares, before=before), before + case.alone[:20])
 
 
 @every_kind
