@@ -52,38 +52,33 @@ def _rotate(head, cos, sin):  # type: ignore[no-untyped-def]
 
 
 @njit(**INNER)
-def _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slot, paired, queries, keys, values):  # type: ignore[no-untyped-def]
-    num_heads, head_dim = queries.shape[1:]
-    num_kv_heads = keys.shape[1]
-    flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
-    head, source = np.empty(head_dim, np.float32), qkv[row]
-    block, offset = slot // BLOCK, slot % BLOCK
-    for h in range(num_heads):
-        _copy_head(source, h * head_dim, head)
-        _normalise(head, q_norm, eps)
-        _rotate(head, cos[row], sin[row])
+def _keep_key(head, slot, kv_head, paired, keys):  # type: ignore[no-untyped-def]
+    """A token's rotated key, to its place in the cache."""
+    num_kv_heads, head_dim = keys.shape[1], head.size
+    flat, begin = keys.reshape(-1), (slot // BLOCK * num_kv_heads + kv_head) * head_dim * BLOCK
+    offset = slot % BLOCK
+    if paired:
         for d in range(head_dim):
-            queries[row, h, d] = head[d] * scale
-    for h in range(num_kv_heads):
-        _copy_head(source, (num_heads + h) * head_dim, head)
-        _normalise(head, k_norm, eps)
-        _rotate(head, cos[row], sin[row])
-        begin = (block * num_kv_heads + h) * head_dim * BLOCK
-        if paired:
-            for d in range(head_dim):
-                flat_keys[begin + d // 2 * 2 * BLOCK + 2 * offset + d % 2] = narrow(head[d], keys)
-        else:
-            for d in range(head_dim):
-                flat_keys[begin + d * BLOCK + offset] = narrow(head[d], keys)
-        _copy_head(source, (num_heads + num_kv_heads + h) * head_dim, head)
-        if paired:
-            line = begin + offset // 2 * 2 * head_dim + offset % 2
-            for d in range(head_dim):
-                flat_values[line + 2 * d] = narrow(head[d], values)
-        else:
-            line = begin + offset * head_dim
-            for d in range(head_dim):
-                flat_values[line + d] = narrow(head[d], values)
+            flat[begin + d // 2 * 2 * BLOCK + 2 * offset + d % 2] = narrow(head[d], keys)
+    else:
+        for d in range(head_dim):
+            flat[begin + d * BLOCK + offset] = narrow(head[d], keys)
+
+
+@njit(**INNER)
+def _keep_value(head, slot, kv_head, paired, values):  # type: ignore[no-untyped-def]
+    """Its value."""
+    num_kv_heads, head_dim = values.shape[1], head.size
+    flat, begin = values.reshape(-1), (slot // BLOCK * num_kv_heads + kv_head) * head_dim * BLOCK
+    offset = slot % BLOCK
+    if paired:
+        line = begin + offset // 2 * 2 * head_dim + offset % 2
+        for d in range(head_dim):
+            flat[line + 2 * d] = narrow(head[d], values)
+    else:
+        line = begin + offset * head_dim
+        for d in range(head_dim):
+            flat[line + d] = narrow(head[d], values)
 
 
 @njit(**OPTIONS)
@@ -91,7 +86,7 @@ def rotate_and_cache(share, shares, qkv, cos, sin, q_norm, k_norm, eps, scale, s
     """Split a fused projection: queries rotated and scaled, keys and values rotated into the cache.
 
     Args:
-        share, shares: Which rows, see `team`.
+        share, shares: Which heads of the rows, see `team`.
         qkv: [rows, (num_heads + 2 * num_kv_heads) * head_dim], float32 or bfloat16 bits.
         cos, sin: float32 [rows, head_dim / 2], or [rows, 0] for layers without rotation.
         q_norm, k_norm: float32 [head_dim], or [0] for none.
@@ -102,9 +97,22 @@ def rotate_and_cache(share, shares, qkv, cos, sin, q_norm, k_norm, eps, scale, s
         queries: Out, float32 [rows, num_heads, head_dim].
         keys, values: Out, one layer's cache.
     """
-    rows = queries.shape[0]
-    for row in range(rows * share // shares, rows * (share + 1) // shares):
-        _rotate_row(row, qkv, cos, sin, q_norm, k_norm, eps, scale, slots[row], paired, queries, keys, values)
+    rows, num_heads, head_dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    heads, head = num_heads + num_kv_heads, np.empty(head_dim, np.float32)
+    for task in range(rows * heads * share // shares, rows * heads * (share + 1) // shares):
+        row, h = task // heads, task % heads
+        kv_head, source = h - num_heads, qkv[row]
+        _copy_head(source, h * head_dim, head)
+        _normalise(head, q_norm if kv_head < 0 else k_norm, eps)
+        _rotate(head, cos[row], sin[row])
+        if kv_head < 0:
+            for d in range(head_dim):
+                queries[row, h, d] = head[d] * scale
+        else:
+            _keep_key(head, slots[row], kv_head, paired, keys)
+            _copy_head(source, (heads + kv_head) * head_dim, head)
+            _keep_value(head, slots[row], kv_head, paired, values)
 
 
 @njit(**INNER)

@@ -15,7 +15,6 @@ from engine.kernels.cpu.attention_tiles import STEP, attention_tiles, list_piece
 from engine.kernels.cpu.formats import as_array
 from engine.kernels.cpu.isa import has_amx
 from engine.kv_cache import BLOCK_SIZE, blocks_for
-from tests.engine.kernels.threads import numba_threads
 from tests.engine.steps import blocks_of
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -110,7 +109,7 @@ class Problem:
         out: torch.dtype = torch.float32,
         shares: int = 2,
     ) -> Tensor:
-        """The kernel's answer for some of the rows, all by default, shared out among so many threads."""
+        """The kernel's answer for some of the rows, all by default, cut into so many shares."""
         chosen = list(range(len(self.lines)) if rows is None else rows)
         result = torch.full((len(chosen), self.queries[0].numel()), torch.nan, dtype=out)
         sequence = np.array([self.lines[row] for row in chosen], np.int32)
@@ -240,24 +239,13 @@ def test_later_tokens_do_not_change_a_row(kind: Attention) -> None:
     assert torch.equal(long.run()[0], short.run()[0])
 
 
-@every_kind
-def test_threads_do_not_change_the_bits_of_attention(kind: Attention) -> None:
-    problem = Problem.make(PROMPT_AND_DECODE, kind=kind)
-    with numba_threads(1):
-        one = problem.run()
-    with numba_threads(2):
-        two = problem.run()
-
-    assert torch.equal(one, two)
-
-
 @pytest.mark.parametrize("group", range(1, 8))
 @pytest.mark.parametrize("shares", [1, 3, 5, 16])
 def test_how_heads_are_shared_out_does_not_change_the_bits(shares: int, group: int) -> None:
     problem = Problem.make(ONE_ROW_EACH, group=group, kind=BFLOAT16)
 
     assert torch.equal(problem.run(shares=shares), problem.run(shares=1))
-    for row in range(len(ONE_ROW_EACH)):  # of which shares share the heads
+    for row in range(len(ONE_ROW_EACH)):  # of which several share the heads
         assert torch.equal(problem.run(rows=[row], shares=shares)[0], problem.run(shares=1)[row])
 
 
@@ -298,6 +286,7 @@ def rotate(
     norms: tuple[Tensor, Tensor] | None = None,
     scale: float = 1.0,
     kind: Attention = FLOAT32,
+    shares: int = 1,
 ) -> Rotated:
     """Run the kernel into a cache of NaNs; angles are [rows, 0] for a layer without rotation."""
     rows = qkv.shape[0]
@@ -306,22 +295,23 @@ def rotate(
     values = torch.full((4, KV_HEADS, BLOCK_SIZE, HEAD_DIM), torch.nan, dtype=qkv.dtype)
     none = torch.empty(0)
     q_norm, k_norm = norms or (none, none)
-    rotate_and_cache(
-        0,
-        1,
-        as_array(qkv),
-        angles.cos().numpy(),
-        angles.sin().numpy(),
-        q_norm.numpy(),
-        k_norm.numpy(),
-        np.float32(1e-5),
-        np.float32(scale),
-        np.array(SLOTS[:rows], np.int64),
-        kind.tiles,
-        queries.numpy(),
-        as_array(keys),
-        as_array(values),
-    )
+    for share in range(shares):
+        rotate_and_cache(
+            share,
+            shares,
+            as_array(qkv),
+            angles.cos().numpy(),
+            angles.sin().numpy(),
+            q_norm.numpy(),
+            k_norm.numpy(),
+            np.float32(1e-5),
+            np.float32(scale),
+            np.array(SLOTS[:rows], np.int64),
+            kind.tiles,
+            queries.numpy(),
+            as_array(keys),
+            as_array(values),
+        )
     return Rotated(queries, keys, values)
 
 
@@ -416,15 +406,15 @@ def test_no_other_slot_is_touched(kind: Attention) -> None:
     assert result.values.isnan().all()
 
 
-def test_rotation_is_bit_identical_alone_and_in_a_batch_and_on_any_number_of_threads() -> None:
+@pytest.mark.parametrize("shares", [2, 3, 50])
+def test_rotation_is_bit_identical_alone_and_in_a_batch_however_it_is_shared_out(shares: int) -> None:
     qkv, *_ = fused(torch.float32)
-    with numba_threads(1):
-        alone = rotate(qkv[:1], angles_of()[:1])
-        one = rotate(qkv, angles_of())
-    with numba_threads(2):
-        two = rotate(qkv, angles_of())
+    alone = rotate(qkv[:1], angles_of()[:1])
+    one = rotate(qkv, angles_of())
+    shared = rotate(qkv, angles_of(), shares=shares)
 
     assert torch.equal(alone.queries, one.queries[:1])
     assert torch.equal(cached(alone, 1)[0], cached(one, 1)[0])
-    assert torch.equal(one.queries, two.queries)
-    assert torch.equal(cached(one)[0], cached(two)[0])
+    assert torch.equal(one.queries, shared.queries)
+    assert torch.equal(cached(one)[0], cached(shared)[0])
+    assert torch.equal(cached(one)[1], cached(shared)[1])
