@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bench.bandwidth import arrays_of
 from engine.activation import ALWAYS_SILU, MODE_CODE, NEVER_SILU, ActivationMode
-from engine.kernels.cpu.feed_forward import feed_forward
+from engine.kernels.cpu.feed_forward import FeedForward, feed_forward
 from engine.kernels.cpu.formats import (
     Format,
     as_array,
@@ -181,21 +181,23 @@ def _sweep(  # type: ignore[no-untyped-def]
     """Every copy with its own rows, as in a step without Python between them; added to the batches of `out` in turn."""
     for copy in range(x.shape[0]):
         feed_forward(
-            x[copy],
-            norm,
-            np.float32(0),
-            inputs,
-            config,
-            down_config,
-            skip,
-            of_layer(gate, copy),
-            of_layer(up, copy),
-            of_layer(down, copy),
-            step,
-            copy,
-            False,
-            scratch,
-            out[copy % out.shape[0]],
+            FeedForward(
+                x[copy],
+                norm,
+                np.float32(0),
+                inputs,
+                config,
+                down_config,
+                skip,
+                of_layer(gate, copy),
+                of_layer(up, copy),
+                of_layer(down, copy),
+                step,
+                copy,
+                False,
+                scratch,
+                out[copy % out.shape[0]],
+            )
         )
         for part in range(scratch.zeros.shape[0]):
             for r in range(x.shape[1]):
@@ -226,9 +228,8 @@ class OurBlock:
         stored = (store(weight[None], kind, amx=self._amx) for weight in (weights.gate, weights.up))
         self._gate, self._up = (_copied(weight, copies) for weight in stored)
         self._down = _copied(store_down(weights.down[None], kind), copies)
-        self._threads = numba.get_num_threads()
         make = partial(make_hidden, self._kind.of_down, amx=self._amx)
-        self._scratch = make_scratch(_decoder(self._shape), rows, self._threads, make)
+        self._scratch = make_scratch(_decoder(self._shape), rows, numba.get_num_threads(), make)
         self._inputs = make_rows(kind, rows, hidden, amx=self._amx)
         self._none = np.empty(0, np.float32)
 
@@ -282,7 +283,6 @@ class OurBlock:
             self._up,
             self._down,
             step,
-            self._threads,
             self._scratch,
             out,
             zeros,

@@ -6,9 +6,9 @@
 
 import os
 
-# How long a compute thread waits for its next turn in a busy loop before it sleeps (half a millisecond or so). OpenMP's
-# own default is so long that anything else on the cores slows decoding down many times; sleeping at once costs half the
-# speed, for there are hundreds of turns in a step. Must be set before PyTorch and Numba are imported.
+# How long a compute thread waits for its next step in a busy loop before it sleeps (half a millisecond or so). OpenMP's
+# own default is so long that anything else on the cores slows decoding down many times; to wake threads that sleep
+# takes as long as a part of a step. Must be set before PyTorch and Numba are imported.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 from engine.activation import Activation, ActivationMode, ActivationSupport, PositiveBranch, Scope

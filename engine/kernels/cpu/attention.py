@@ -130,9 +130,9 @@ def _softmax(scores, at, span, first, end):  # type: ignore[no-untyped-def]
 
 
 @njit(**INNER)
-def dealt(turn, tasks):  # type: ignore[no-untyped-def]
-    """The task of a turn. Later rows of a prompt see more: dealt from both ends, each thread gets short ones, too."""
-    return turn // 2 if turn % 2 == 0 else tasks - 1 - turn // 2
+def dealt(nth, tasks):  # type: ignore[no-untyped-def]
+    """The nth task to take. Later rows of a prompt see more: from both ends, each thread gets short ones, too."""
+    return nth // 2 if nth % 2 == 0 else tasks - 1 - nth // 2
 
 
 @njit(**INNER)

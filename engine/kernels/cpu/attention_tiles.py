@@ -105,8 +105,8 @@ def tile_attention(  # type: ignore[no-untyped-def]
     group = num_heads // num_kv_heads
     flat_keys, flat_values = keys.reshape(-1), values.reshape(-1)
     tasks = num_pieces * num_kv_heads
-    for turn in range(tasks * share // shares, tasks * (share + 1) // shares):
-        task = dealt(turn, tasks)
+    for nth in range(tasks * share // shares, tasks * (share + 1) // shares):
+        task = dealt(nth, tasks)
         piece, kv_head = task // num_kv_heads, task % num_kv_heads
         top, bottom = pieces[piece], pieces[piece + 1]
         last = positions[bottom - 1]

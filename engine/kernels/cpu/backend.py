@@ -20,7 +20,7 @@ from engine.kernels.cpu.angles import AngleTable
 from engine.kernels.cpu.attention_tiles import STEP, attention_tiles
 from engine.kernels.cpu.cost_cache import cached_costs
 from engine.kernels.cpu.costs import measure_ffn_costs
-from engine.kernels.cpu.feed_forward import feed_forward
+from engine.kernels.cpu.feed_forward import FeedForward, feed_forward
 from engine.kernels.cpu.formats import (
     Format,
     as_array,
@@ -32,7 +32,7 @@ from engine.kernels.cpu.formats import (
     tiles_for,
 )
 from engine.kernels.cpu.isa import has_amx, vector_set
-from engine.kernels.cpu.layers import LayerArrays, StepRows, of_layer, project, run_layers
+from engine.kernels.cpu.layers import LayerArrays, Layers, StepRows, of_layer, project, run_layers
 from engine.kernels.cpu.pinning import pin_compute_threads
 from engine.kernels.cpu.product import BLOCK
 from engine.kernels.cpu.quantised import INT8_GROUP
@@ -111,25 +111,27 @@ class CpuBackend(Backend):
         self._reserve(count)
         room = self._room_for(count)
         run_layers(
-            room.array,
-            self._embedding,
-            self._arrays,
-            rows,
-            step.skip_zeros,
-            self._keys,
-            self._values,
-            self._eps,
-            self._scale,
-            step.activations.positive_branch is PositiveBranch.IDENTITY,
-            self._hidden_rows,
-            self._attended_rows,
-            room.tiles,
-            room.down_tiles,
-            self._attention_tiles,
-            room.scratch,
-            room.zeros,
-            room.kept,
-            room.totals,
+            Layers(
+                x=room.array,
+                embedding=self._embedding,
+                weights=self._arrays,
+                step=rows,
+                skip=step.skip_zeros,
+                keys=self._keys,
+                values=self._values,
+                eps=self._eps,
+                scale=self._scale,
+                identity=step.activations.positive_branch is PositiveBranch.IDENTITY,
+                inputs=self._hidden_rows,
+                inputs_o=self._attended_rows,
+                config=room.tiles,
+                down_config=room.down_tiles,
+                attention_config=self._attention_tiles,
+                scratch=room.scratch,
+                zeros=room.zeros,
+                kept=room.kept,
+                totals=room.totals,
+            )
         )
         self.sparsity.add(rows.modes, room.zeros, self.config.intermediate_size)
         self.draws.add(rows.modes, rows.thresholds, room.zeros, room.kept)
@@ -171,21 +173,23 @@ class CpuBackend(Backend):
         self._reserve(count)
         arrays, out = self._arrays, torch.zeros_like(x)
         feed_forward(
-            x.numpy(),
-            self._none,
-            self._eps,
-            self._hidden_rows,
-            tiles_for(self._kind, count, amx=self._amx),
-            down_tiles_for(self._kind.of_down, count, amx=self._amx),
-            step.skip_zeros,
-            of_layer(arrays.gate, layer) if gate is None else gate,
-            of_layer(arrays.up, layer),
-            of_layer(arrays.down, layer),
-            self._step_rows(step),
-            layer,
-            step.activations.positive_branch is PositiveBranch.IDENTITY,
-            self._scratch,
-            out.numpy(),
+            FeedForward(
+                x=x.numpy(),
+                norm=self._none,
+                eps=self._eps,
+                inputs=self._hidden_rows,
+                config=tiles_for(self._kind, count, amx=self._amx),
+                down_config=down_tiles_for(self._kind.of_down, count, amx=self._amx),
+                skip=step.skip_zeros,
+                gate=of_layer(arrays.gate, layer) if gate is None else gate,
+                up=of_layer(arrays.up, layer),
+                down=of_layer(arrays.down, layer),
+                step=self._step_rows(step),
+                layer=layer,
+                identity=step.activations.positive_branch is PositiveBranch.IDENTITY,
+                scratch=self._scratch,
+                out=out.numpy(),
+            )
         )
         return out
 

@@ -1,5 +1,7 @@
 """The gated feed-forward of a layer: act(gate) * up, times down; dense, or without what only meets zeros."""
 
+from typing import Any, NamedTuple
+
 from numba import njit
 from numba.extending import register_jitable
 
@@ -8,7 +10,7 @@ from engine.kernels.cpu.activation import activate
 from engine.kernels.cpu.compact import compacted, fetch_neurons, product_listed
 from engine.kernels.cpu.down import column_unit, keep_hidden, multiply_down, neuron_parts, skip_down
 from engine.kernels.cpu.linear import TILES, prepare
-from engine.kernels.cpu.options import FEW_ROWS, INNER, OPTIONS
+from engine.kernels.cpu.options import FEW_ROWS, INNER, OPTIONS, UNCACHED
 from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, product
 from engine.kernels.cpu.rows import multiply_chunk
 from engine.kernels.cpu.separate import call_separately
@@ -277,96 +279,64 @@ def add_parts(share, shares, x, scratch, h):  # type: ignore[no-untyped-def]
                     x[r, k] += scratch.partials[part, r * hidden + k]
 
 
-@njit(**INNER)
-def feed_forward_turn(  # type: ignore[no-untyped-def]
-    turn,
-    share,
-    shares,
-    x,
-    norm,
-    eps,
-    inputs,
-    config,
-    down_config,
-    skip,
-    gate,
-    up,
-    down,
-    step,
-    layer,
-    identity,
-    scratch,
-    out,
-):
+class FeedForward(NamedTuple):
+    """What the feed-forward of a layer reads and writes."""
+
+    x: Any  # float32 [rows, hidden]
+    norm: Any  # float32 [hidden], or [0] if the rows are normalised
+    eps: Any  # of the norm, float32
+    inputs: Any  # where rows are packed for products
+    config: Any  # tile shapes of products, None without AMX
+    down_config: Any  # of `multiply_down`
+    skip: Any  # see `gate_and_up` and `multiply_hidden`
+    gate: Any  # one layer's weights
+    up: Any
+    down: Any
+    step: Any  # `StepRows`
+    layer: Any  # for the draws
+    identity: Any  # positive branch
+    scratch: Any  # `Scratch`
+    out: Any  # float32 [rows, hidden]; may be `x` itself
+
+
+@njit(**UNCACHED)
+def feed_forward_turn(turn, share, shares, work):  # type: ignore[no-untyped-def]
     """One of the `TURNS` of `feed_forward`, see `team`."""
-    rows, hidden = x.shape
+    scratch, (rows, hidden) = work.scratch, work.x.shape
     if turn == 0:
-        call_separately(prepare, (share, shares, x, norm, eps, inputs, gate))
+        call_separately(prepare, (share, shares, work.x, work.norm, work.eps, work.inputs, work.gate))
         if share == 0:
             scratch.zeros[:, :rows] = 0
             scratch.kept[:, :rows] = 0
             scratch.neurons[:] = 0
     elif turn == 1:
-        given = (inputs, config, skip, rows, hidden, gate, up, step, layer, identity)
-        call_separately(gate_and_up, (share, shares, *given, scratch, scratch.h))
+        rows_in = (work.inputs, work.config, work.skip, rows, hidden)
+        drawn = (work.step, work.layer, work.identity)
+        call_separately(gate_and_up, (share, shares, *rows_in, work.gate, work.up, *drawn, scratch, scratch.h))
     elif turn == 2:
-        call_separately(
-            multiply_hidden, (share, shares, out, down_config, skip, down, scratch, scratch.h, scratch.totals)
-        )
+        how = (work.down_config, work.skip, work.down)
+        call_separately(multiply_hidden, (share, shares, work.out, *how, scratch, scratch.h, scratch.totals))
     else:
-        call_separately(add_parts, (share, shares, out, scratch, scratch.h))
+        call_separately(add_parts, (share, shares, work.out, scratch, scratch.h))
 
 
 @njit(**INNER)
-def _feed_forward_thread(  # type: ignore[no-untyped-def]
-    thread, x, norm, eps, inputs, config, down_config, skip, gate, up, down, step, layer, identity, scratch, out
-):
-    shares = scratch.progress.shape[0]
+def _feed_forward_thread(thread, work):  # type: ignore[no-untyped-def]
+    progress = work.scratch.progress
     for turn in range(TURNS):
-        share = next_share(scratch.progress, turn, thread)
+        share = next_share(progress, turn, thread)
         while share >= 0:
-            feed_forward_turn(
-                turn,
-                share,
-                shares,
-                x,
-                norm,
-                eps,
-                inputs,
-                config,
-                down_config,
-                skip,
-                gate,
-                up,
-                down,
-                step,
-                layer,
-                identity,
-                scratch,
-                out,
-            )
-            finish(scratch.progress, turn, share)
-            share = next_share(scratch.progress, turn, thread)
+            feed_forward_turn(turn, share, progress.shape[0], work)
+            finish(progress, turn, share)
+            share = next_share(progress, turn, thread)
 
 
 @njit(**OPTIONS)
-def feed_forward(  # type: ignore[no-untyped-def]
-    x, norm, eps, inputs, config, down_config, skip, gate, up, down, step, layer, identity, scratch, out
-):
-    """out += the whole gated feed-forward of the normalised rows x; counts by part are in `scratch`.
+def feed_forward(work):  # type: ignore[no-untyped-def]
+    """out += the whole gated feed-forward of the rows x, a `FeedForward`; counts by part are in its `scratch`.
 
     Reads gate in full, and up and down in full or, with `skip`, for neurons that are active in some row.
-
-    Args:
-        x: float32 [rows, hidden].
-        norm: float32 [hidden], or [0] if the rows are normalised.
-        out: float32 [rows, hidden]; may be `x` itself.
-
-    The other arguments are those of `gate_and_up` and `multiply_hidden`.
     """
-    scratch.progress[:] = 0
-    launch(
-        scratch.progress.shape[0],
-        _feed_forward_thread,
-        (x, norm, eps, inputs, config, down_config, skip, gate, up, down, step, layer, identity, scratch, out),
-    )
+    progress = work.scratch.progress
+    progress[:] = 0
+    launch(progress.shape[0], _feed_forward_thread, (work,))

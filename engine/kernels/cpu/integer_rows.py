@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from engine.kernels.cpu.down import hidden_place, keep_hidden
 from engine.kernels.cpu.integer_simd import LOW_BITS, ROUNDED, largest_of, round_values, split_values
 from engine.kernels.cpu.options import INNER
-from engine.kernels.cpu.product import is_kind, pack_row
+from engine.kernels.cpu.product import is_kind, pack_row, rows_together
 from engine.kernels.cpu.quantised import INT4_GROUP, INT8_GROUP, Int4Weight, PlainIntegerWeight
 from engine.kernels.cpu.simd import bits_to_float
 from engine.kernels.cpu.tiles import ROWS
@@ -152,6 +152,13 @@ def _pack_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyped-def
     if is_kind(inputs, PlainIntegerRows):
         return _pack_words if inputs[0].dtype == types.int16 else _pack_bytes
     return None
+
+
+@overload(rows_together)
+def _rows_together(inputs):  # type: ignore[no-untyped-def]
+    if is_kind(inputs, IntegerRows):
+        return lambda inputs: ROWS
+    return (lambda inputs: 1) if is_kind(inputs, PlainIntegerRows) else None
 
 
 @overload(keep_hidden)

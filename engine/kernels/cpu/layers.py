@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from engine.kernels.cpu.attention import paged_attention, rotate_and_cache
 from engine.kernels.cpu.attention_tiles import list_pieces, tile_attention
 from engine.kernels.cpu.feed_forward import TURNS as FEED_FORWARD_TURNS
-from engine.kernels.cpu.feed_forward import feed_forward_turn
+from engine.kernels.cpu.feed_forward import FeedForward, feed_forward_turn
 from engine.kernels.cpu.linear import multiply, prepare
 from engine.kernels.cpu.math import widen
-from engine.kernels.cpu.options import INNER, OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS, UNCACHED
 from engine.kernels.cpu.product import is_kind
 from engine.kernels.cpu.quantised import Int4Weight, Int8Down, Int8Weight, PlainIntegerWeight
 from engine.kernels.cpu.separate import call_separately
@@ -120,160 +120,117 @@ def project(hidden, norm, eps, inputs, linear, config, out, scratch):  # type: i
     launch(scratch.progress.shape[0], _project_thread, (hidden, norm, eps, inputs, linear, config, out, scratch))
 
 
-@njit(**INNER)
-def _layer_turn(  # type: ignore[no-untyped-def]
-    turn,
-    share,
-    shares,
-    layer,
-    x,
-    weights,
-    step,
-    skip,
-    keys,
-    values,
-    eps,
-    scale,
-    identity,
-    inputs,
-    inputs_o,
-    config,
-    down_config,
-    attention_config,
-    scratch,
-    pieces,
-    num_pieces,
-    zeros,
-    kept,
-    totals,
-):
+class Layers(NamedTuple):
+    """What all layers of a step read and write."""
+
+    x: Any  # out, float32 [rows, hidden]
+    embedding: Any  # [vocabulary, hidden], float32 or bfloat16 bits
+    weights: Any  # `LayerArrays`
+    step: Any  # `StepRows`
+    skip: Any  # see `FeedForward`
+    keys: Any  # the cache of all layers
+    values: Any
+    eps: Any  # of norms, float32
+    scale: Any  # of queries, float32
+    identity: Any  # positive branch
+    inputs: Any  # where rows of `hidden` are packed for products
+    inputs_o: Any  # likewise for the attention's output
+    config: Any  # tile shapes of products, None without AMX
+    down_config: Any  # of `multiply_down`
+    attention_config: Any  # of `tile_attention`, whose layout the cache then has, or None
+    scratch: Any  # `Scratch`
+    zeros: Any  # out, int64 [layers, rows], zeros of each row's activations
+    kept: Any  # out, int64 [layers, rows], negative values that SILU kept, of stochastic rows
+    totals: Any  # out, int64 [1 + rows]: neurons read in `up` and `down`, then zeros of each row, over all layers
+
+
+@njit(**UNCACHED)
+def _attend(share, shares, seen, pieces, num_pieces, config, out):  # type: ignore[no-untyped-def]
+    """By tiles or by vectors. A function of its own, for Numba leaves out branches by its arguments' types only."""
+    if config is not None:
+        call_separately(tile_attention, (share, shares, *seen, pieces, num_pieces, config, out))
+    else:
+        call_separately(paged_attention, (share, shares, *seen, out))
+
+
+@njit(**UNCACHED)
+def _layer_turn(turn, share, shares, layer, work, pieces, num_pieces):  # type: ignore[no-untyped-def]
     """One of the `_TURNS` of a layer."""
+    x, weights, step, scratch = work.x, work.weights, work.step, work.scratch
     none, memory = np.empty(0, np.float32), scratch.thread[share]
     if turn == 0:
         norm = weights.input_norm[layer]
-        call_separately(prepare, (share, shares, x, norm, eps, inputs, of_layer(weights.qkv, layer)))
+        call_separately(prepare, (share, shares, x, norm, work.eps, work.inputs, of_layer(weights.qkv, layer)))
     elif turn == 1:
-        qkv, bias = of_layer(weights.qkv, layer), weights.qkv_bias[layer]
-        size, out = x.shape[1], scratch.qkv
-        call_separately(multiply, (share, shares, inputs, size, config, qkv, bias, out, memory, False))
+        rows, linear = (work.inputs, x.shape[1], work.config), of_layer(weights.qkv, layer)
+        call_separately(multiply, (share, shares, *rows, linear, weights.qkv_bias[layer], scratch.qkv, memory, False))
     elif turn == 2:
         angles = step.cos.shape[1] if weights.rotated[layer] else 0
-        cos, sin = step.cos[:, :angles], step.sin[:, :angles]
-        q_norm, k_norm, paired = weights.q_norm[layer], weights.k_norm[layer], attention_config is not None
-        row = (scratch.qkv, cos, sin, q_norm, k_norm, eps, scale, step.slots, paired)
-        call_separately(rotate_and_cache, (share, shares, *row, scratch.queries, keys[layer], values[layer]))
+        rotation = (step.cos[:, :angles], step.sin[:, :angles])
+        norms = (weights.q_norm[layer], weights.k_norm[layer], work.eps)
+        out = (scratch.queries, work.keys[layer], work.values[layer])
+        paired = work.attention_config is not None
+        given = (scratch.qkv, *rotation, *norms, work.scale, step.slots, paired)
+        call_separately(rotate_and_cache, (share, shares, *given, *out))
     elif turn == 3:
-        out, window = scratch.attended, weights.window[layer]
-        seen = (scratch.queries, keys[layer], values[layer], step.tables, step.sequence, step.positions, window)
-        if attention_config is not None:
-            call_separately(tile_attention, (share, shares, *seen, pieces, num_pieces, attention_config, out))
-        else:
-            call_separately(paged_attention, (share, shares, *seen, out))
+        cache = (work.keys[layer], work.values[layer], step.tables)
+        seen = (scratch.queries, *cache, step.sequence, step.positions, weights.window[layer])
+        _attend(share, shares, seen, pieces, num_pieces, work.attention_config, scratch.attended)
     elif turn == 4:
-        rows = scratch.attended
-        call_separately(prepare, (share, shares, rows, none, eps, inputs_o, of_layer(weights.o, layer)))
+        given_o = (scratch.attended, none, work.eps, work.inputs_o)
+        call_separately(prepare, (share, shares, *given_o, of_layer(weights.o, layer)))
     elif turn == 5:
-        o, bias, size = of_layer(weights.o, layer), weights.o_bias[layer], scratch.attended.shape[1]
-        call_separately(multiply, (share, shares, inputs_o, size, config, o, bias, x, memory, True))
+        rows_o, linear = (work.inputs_o, scratch.attended.shape[1], work.config), of_layer(weights.o, layer)
+        call_separately(multiply, (share, shares, *rows_o, linear, weights.o_bias[layer], x, memory, True))
     else:
-        gate, up, down = of_layer(weights.gate, layer), of_layer(weights.up, layer), of_layer(weights.down, layer)
-        matrices, configs = (gate, up, down), (config, down_config)
-        norm, own_turn = weights.post_norm[layer], turn - _FEED_FORWARD
-        feed_forward_turn(
-            own_turn, share, shares, x, norm, eps, inputs, *configs, skip, *matrices, step, layer, identity, scratch, x
+        feed_forward = FeedForward(
+            x,
+            weights.post_norm[layer],
+            work.eps,
+            work.inputs,
+            work.config,
+            work.down_config,
+            work.skip,
+            of_layer(weights.gate, layer),
+            of_layer(weights.up, layer),
+            of_layer(weights.down, layer),
+            step,
+            layer,
+            work.identity,
+            scratch,
+            x,
         )
+        feed_forward_turn(turn - _FEED_FORWARD, share, shares, feed_forward)
         if turn == _TURNS - 1 and share == 0:
             for r in range(x.shape[0]):
-                zeros[layer, r] = scratch.zeros[:, r].sum()
-                kept[layer, r] = scratch.kept[:, r].sum()
-                totals[1 + r] += zeros[layer, r]
-            totals[0] += scratch.neurons.sum()
+                work.zeros[layer, r] = scratch.zeros[:, r].sum()
+                work.kept[layer, r] = scratch.kept[:, r].sum()
+                work.totals[1 + r] += work.zeros[layer, r]
+            work.totals[0] += scratch.neurons.sum()
 
 
 @njit(**INNER)
-def _run_thread(thread, layers, arguments, scratch):  # type: ignore[no-untyped-def]
-    shares = scratch.progress.shape[0]
-    for turn in range(layers * _TURNS):
-        share = next_share(scratch.progress, turn, thread)
+def _run_thread(thread, work, pieces, num_pieces):  # type: ignore[no-untyped-def]
+    progress = work.scratch.progress
+    for turn in range(work.weights.input_norm.shape[0] * _TURNS):
+        share = next_share(progress, turn, thread)
         while share >= 0:
-            _layer_turn(turn % _TURNS, share, shares, turn // _TURNS, *arguments)
-            finish(scratch.progress, turn, share)
-            share = next_share(scratch.progress, turn, thread)
+            _layer_turn(turn % _TURNS, share, progress.shape[0], turn // _TURNS, work, pieces, num_pieces)
+            finish(progress, turn, share)
+            share = next_share(progress, turn, thread)
 
 
 @njit(**OPTIONS)
-def run_layers(  # type: ignore[no-untyped-def]
-    x,
-    embedding,
-    weights,
-    step,
-    skip,
-    keys,
-    values,
-    eps,
-    scale,
-    identity,
-    inputs,
-    inputs_o,
-    config,
-    down_config,
-    attention_config,
-    scratch,
-    zeros,
-    kept,
-    totals,
-):
-    """All decoder layers.
-
-    Args:
-        x: Out, float32 [rows, hidden].
-        embedding: [vocabulary, hidden], float32 or bfloat16 bits.
-        weights: `LayerArrays`.
-        step: `StepRows`.
-        skip: See `feed_forward`.
-        keys, values: The cache of all layers.
-        eps: Of norms, float32.
-        scale: Of queries, float32.
-        identity: Positive branch.
-        inputs: Where rows of `hidden` are packed for products.
-        inputs_o: Likewise for the attention's output.
-        config: Tile shapes of products, None without AMX.
-        down_config: Of `multiply_down`.
-        attention_config: Of `tile_attention`, whose layout the cache then has, or None.
-        scratch: `Scratch`.
-        zeros: Out, int64 [layers, rows], zeros of each row's activations.
-        kept: Out, int64 [layers, rows], negative values that SILU kept, of stochastic rows.
-        totals: Out, int64 [1 + rows]: neurons whose weights in `up` and `down` were read, then the zeros of each row,
-            over all layers.
-    """
+def run_layers(work):  # type: ignore[no-untyped-def]
+    """All decoder layers of a step, which is a `Layers`."""
+    x, step, progress = work.x, work.step, work.scratch.progress
     rows, hidden = x.shape
-    totals[:] = 0
+    work.totals[:] = 0
     for r in range(rows):
         for k in range(hidden):
-            x[r, k] = widen(embedding[step.tokens[r], k])
+            x[r, k] = widen(work.embedding[step.tokens[r], k])
     pieces = np.empty(rows + 1, np.int64)
-    num_pieces = list_pieces(step.sequence, step.positions, scratch.queries.shape[1] // keys.shape[2], pieces)
-    arguments = (
-        x,
-        weights,
-        step,
-        skip,
-        keys,
-        values,
-        eps,
-        scale,
-        identity,
-        inputs,
-        inputs_o,
-        config,
-        down_config,
-        attention_config,
-        scratch,
-        pieces,
-        num_pieces,
-        zeros,
-        kept,
-        totals,
-    )
-    scratch.progress[:] = 0
-    launch(scratch.progress.shape[0], _run_thread, (weights.input_norm.shape[0], arguments, scratch))
+    group = work.scratch.queries.shape[1] // work.keys.shape[2]
+    num_pieces = list_pieces(step.sequence, step.positions, group, pieces)
+    progress[:] = 0
+    launch(progress.shape[0], _run_thread, (work, pieces, num_pieces))

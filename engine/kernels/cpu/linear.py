@@ -9,11 +9,11 @@ from numba import njit
 
 import engine.kernels.cpu.integer
 import engine.kernels.cpu.integer_plain  # noqa: F401
-from engine.kernels.cpu.options import FEW_ROWS, INNER, OPTIONS
-from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, pack_tile, product
+from engine.kernels.cpu.options import INNER, OPTIONS
+from engine.kernels.cpu.product import BLOCK, TOKEN_ROWS, pack_tile, product, rows_together
 from engine.kernels.cpu.rows import add_chunk
 from engine.kernels.cpu.simd import dot
-from engine.kernels.cpu.tiles import ROWS, configure, release
+from engine.kernels.cpu.tiles import configure, release
 
 TILES = 2048  # floats of a thread's memory for stored tiles
 
@@ -39,7 +39,7 @@ def prepare(share, shares, x, weight, eps, inputs, linear):  # type: ignore[no-u
         linear: A weight of the layer that reads the rows; only its type counts.
     """
     rows, size = x.shape
-    unit = 1 if rows <= FEW_ROWS else ROWS
+    unit = rows_together(inputs)
     units = (rows + unit - 1) // unit
     normalised = np.empty((unit if weight.size else 0, size), np.float32)
     for first in range(units * share // shares * unit, units * (share + 1) // shares * unit, unit):

@@ -12,5 +12,8 @@ OPTIONS = {
 }
 # Of functions that only kernels call: Python cannot, it would meet no code at all.
 INNER = {**OPTIONS, "no_cpython_wrapper": True}
+# Of those among them that call separately compiled ones. From Numba's cache such a function would not tell a caller,
+# which takes in its code, what that code needs.
+UNCACHED = {**INNER, "cache": False}
 
-FEW_ROWS = 8  # token rows up to which threads wait for weights, and work is cut so that each reads long stretches
+FEW_ROWS = 8  # token rows up to which threads wait for weights, so that work is cut into long stretches of them

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import njit, types
 
-from engine.kernels.cpu.options import OPTIONS
+from engine.kernels.cpu.options import INNER, OPTIONS
 from engine.kernels.cpu.team import launch
 
 
@@ -52,7 +52,7 @@ def pin_compute_threads() -> bool:
 if platform.system() == "Linux":
     _get_thread = types.ExternalFunction("gettid", types.int32())
 
-    @njit(**OPTIONS)
+    @njit(**INNER)
     def _list_thread(thread, out):  # type: ignore[no-untyped-def]
         out[thread] = _get_thread()
 

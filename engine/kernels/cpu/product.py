@@ -95,10 +95,24 @@ def _pack_plain_row(row, x, num_rows, inputs, weights):  # type: ignore[no-untyp
         inputs.values[row * x.size + place_of(k, weights)] = x[k]
 
 
-def pack_tile(first, block, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
-    """Lay rows `first`, a multiple of 16, to first + len(block) - 1 out (for use in kernels only).
+def rows_together(inputs):  # type: ignore[no-untyped-def]
+    """How many rows one thread lays out: those of a tile share cache lines (for use in kernels only)."""
+    raise NotImplementedError
 
-    block: float32 [up to 16, in].
+
+@overload(rows_together)
+def _rows_together(inputs):  # type: ignore[no-untyped-def]
+    if is_kind(inputs, TileRows):
+        return lambda inputs: ROWS
+    return (lambda inputs: 1) if is_kind(inputs, PlainRows) else None
+
+
+def pack_tile(first, block, num_rows, inputs, weights):  # type: ignore[no-untyped-def]
+    """Lay rows `first` to first + len(block) - 1 out (for use in kernels only).
+
+    Args:
+        first: A multiple of `rows_together`.
+        block: float32 [up to `rows_together`, in].
     """
     raise NotImplementedError
 
@@ -184,7 +198,7 @@ def multiply_listed(x, first, last, size, weights, base, places, listed, out, at
 
 
 @njit(**INNER)
-def shares(rows):  # type: ignore[no-untyped-def]
+def lines_each(rows):  # type: ignore[no-untyped-def]
     """Of 32 lines, those that each 32 of `rows` token rows fetch."""
     parts = (rows + BLOCK - 1) // BLOCK
     return (BLOCK + parts - 1) // parts
@@ -217,7 +231,7 @@ def _tile_product(inputs, rows, first, last, size, weights, neuron, out, at, str
     upper, lower, next_block = neuron * size, (neuron + ROWS) * size, (neuron + BLOCK) * size
     # What the next block of neurons needs is fetched a share at a time, so that memory is busy all the while. So are
     # vector units: they unpack the sums of 32 rows while tiles multiply the next 32.
-    share = shares(rows)
+    share = lines_each(rows)
     unpacked, stored = _QUARTERS, 0
     for row in range(first, last, BLOCK):
         place, before, target = row * half, row - BLOCK, at + (row - BLOCK - first) * stride

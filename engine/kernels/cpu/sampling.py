@@ -315,7 +315,7 @@ def sample_rows(
         positions: int64 [rows], position in the sequence of the token that is drawn.
         token_ids: int64 [rows], overwritten; -1 where a logit is NaN or +inf, or all are -inf.
     """
-    threads = min(logits.shape[0], usable_threads())
+    threads = usable_threads() if logits.shape[0] > 1 else 1  # one row wakes nobody
     arguments = (logits, temperature, top_k, top_p, min_p, keys, positions, token_ids)
     launch(threads, _sample_some, (threads, *arguments))
 
@@ -335,7 +335,7 @@ def unusable_rows(logits: NDArray[np.float32], out: NDArray[np.bool_]) -> None:
         logits: float32 [rows, vocabulary], C-contiguous.
         out: bool [rows], overwritten.
     """
-    threads = min(logits.shape[0], usable_threads())
+    threads = usable_threads() if logits.shape[0] > 1 else 1  # one row wakes nobody
     launch(threads, _find_unusable, (threads, logits, out))
 
 
@@ -358,7 +358,7 @@ def log_sum_exp_rows(logits: NDArray[np.float32], which: NDArray[np.int64], out:
         which: int64 [wanted], indices of rows.
         out: float64 [wanted], overwritten.
     """
-    threads = min(which.size, usable_threads())
+    threads = usable_threads() if which.size > 1 else 1
     launch(threads, _log_sum_exp_some, (threads, logits, which, out))
 
 

@@ -23,7 +23,7 @@ from engine.kernels.cpu import aligned
 from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.separate import argument_types, declare
 
-SPINS = 2000  # looks at unfinished shares, some 50 microseconds, before the core is offered to other programs
+SPINS = 2000  # looks at all shares, some 50 microseconds of two, before the core is offered to other programs
 _WORDS = 16  # of memory for each share, two cache lines: processors fetch them in pairs
 _LONG, _VOID, _POINTER = ir.IntType(64), ir.VoidType(), ir.IntType(8).as_pointer()
 _sched_yield = types.ExternalFunction("sched_yield", types.int32())
@@ -34,10 +34,15 @@ def make_progress(threads: int) -> NDArray[np.int64]:
     return aligned.zeros((threads, _WORDS), np.int64)
 
 
-def _call_numba(context: Any, builder: Any, name: str, result: Any, *args: Any) -> Any:
-    """Call a function of Numba's threading layer, which is loaded here, and before machine code from a cache is."""
+def _load_numbas_threads() -> None:
+    """Load Numba's threading layer, whose functions kernels call."""
     numba.get_num_threads()
-    context.active_code_library._reload_init.add(numba.get_num_threads)
+
+
+def _call_numba(context: Any, builder: Any, name: str, result: Any, *args: Any) -> Any:
+    """Call a function of the threading layer, which is loaded now, and before machine code from a cache is."""
+    _load_numbas_threads()
+    context.active_code_library._reload_init.add(_load_numbas_threads)
     kind = ir.FunctionType(result, [arg.type for arg in args])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), args)
 
@@ -64,19 +69,17 @@ def launch(typingctx: Any, threads: Any, function: Any, args: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         args = _borrowed(context, builder, signature.args[2], values[2])
         body = _call_body(context, builder, function, kinds, args)
-        threads = values[0]
-        one = ir.Constant(_LONG, 1)
-        memory = [cgutils.alloca_once_value(builder, value) for value in (_POINTER(None), threads, one, args)]
-        arguments = [builder.bitcast(pointer, _POINTER) for pointer in memory]
-        function_pointer = builder.bitcast(body, _POINTER)
+        threads, one = values[0], ir.Constant(_LONG, 1)
+        data = builder.bitcast(cgutils.alloca_once_value(builder, args), _POINTER)
+        pointers, counts, steps = (cgutils.alloca_once_value(builder, value) for value in (data, threads, one))
         with builder.if_else(builder.icmp_signed(">", threads, one)) as (many, single):
             with many:
-                available = _call_numba(context, builder, "get_num_threads", _LONG)
-                used = builder.select(builder.icmp_signed("<", threads, available), threads, available)
-                given = [function_pointer, *arguments, ir.Constant(_LONG, 0), one, used]
-                _call_numba(context, builder, "numba_parallel_for", _VOID, *given)
+                given = (builder.bitcast(part, _POINTER) for part in (body, pointers, counts, steps, data))
+                # All that this thread may use: Numba would have it use no more than are named here from now on.
+                usable = _call_numba(context, builder, "get_num_threads", _LONG)
+                _call_numba(context, builder, "numba_parallel_for", _VOID, *given, ir.Constant(_LONG, 0), one, usable)
             with single:
-                builder.call(body, [memory[0], memory[1], memory[2], arguments[3]])
+                builder.call(body, [pointers, counts, steps, data])
         return context.get_dummy_value()
 
     return types.void(types.intp, function, args), codegen
@@ -100,7 +103,8 @@ def _borrowed(context: Any, builder: Any, kind: Any, value: Any) -> Any:
 def _call_body(context: Any, builder: Any, function: Any, kinds: tuple[Any, ...], args: Any) -> Any:
     """What Numba's threads call, with the signature of a loop of NumPy: (pointers, counts, steps, data).
 
-    The one pointer is the number of the first thread, as it begins at 0 and steps are 1; data are the arguments.
+    Data are the arguments. The one pointer began there as well and is as many bytes further on as the number of the
+    first thread, for steps are 1.
     """
     module = builder.module
     callee, called = declare(context, builder, function, kinds)
@@ -109,15 +113,16 @@ def _call_body(context: Any, builder: Any, function: Any, kinds: tuple[Any, ...]
     body.linkage = "internal"
     pointers, counts, _, data = body.args
     inside = ir.IRBuilder(body.append_basic_block())
-    first = inside.ptrtoint(inside.load(pointers), _LONG)
+    first = inside.sub(inside.ptrtoint(inside.load(pointers), _LONG), inside.ptrtoint(data, _LONG))
     packed = inside.load(inside.bitcast(data, args.type.as_pointer()))
     unpacked = [inside.extract_value(packed, i) for i in range(len(kinds) - 1)]
     with cgutils.for_range(inside, inside.load(counts)) as loop:
         thread = inside.add(first, loop.index)
         status, _ = context.call_conv.call_function(inside, callee, types.none, called.args, [thread, *unpacked])
         with cgutils.if_unlikely(inside, status.is_error):
-            trap = cgutils.get_or_insert_function(module, ir.FunctionType(_VOID, []), "llvm.trap")
-            inside.call(trap, [])
+            cgutils.printf(inside, f"{function.dispatcher.__name__} failed in a compute thread, out of memory?\n")
+            abort = cgutils.get_or_insert_function(module, ir.FunctionType(_VOID, []), "abort")
+            inside.call(abort, [])
     inside.ret_void()
     return body
 

@@ -126,7 +126,8 @@ class Problem:
         if self.kind.tiles:
             pieces = np.empty(len(chosen) + 1, np.int64)
             count = list_pieces(sequence, positions, self.queries.shape[1] // KV_HEADS, pieces)
-            tile_attention(0, 1, *arguments, pieces, count, attention_tiles(), result.numpy())
+            for share in range(shares):
+                tile_attention(share, shares, *arguments, pieces, count, attention_tiles(), result.numpy())
         else:
             for share in range(shares):
                 paged_attention(share, shares, *arguments, as_array(result))
@@ -239,10 +240,11 @@ def test_later_tokens_do_not_change_a_row(kind: Attention) -> None:
     assert torch.equal(long.run()[0], short.run()[0])
 
 
+@every_kind
 @pytest.mark.parametrize("group", range(1, 8))
 @pytest.mark.parametrize("shares", [1, 3, 5, 16])
-def test_how_heads_are_shared_out_does_not_change_the_bits(shares: int, group: int) -> None:
-    problem = Problem.make(ONE_ROW_EACH, group=group, kind=BFLOAT16)
+def test_how_the_work_is_shared_out_does_not_change_the_bits(shares: int, group: int, kind: Attention) -> None:
+    problem = Problem.make(ONE_ROW_EACH, group=group, kind=kind)
 
     assert torch.equal(problem.run(shares=shares), problem.run(shares=1))
     for row in range(len(ONE_ROW_EACH)):  # of which several share the heads

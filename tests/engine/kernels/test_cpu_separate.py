@@ -42,25 +42,34 @@ def test_an_exception_reaches_python() -> None:
 KERNELS = """
 import numpy as np
 from numba import njit
+from engine.kernels.cpu.options import OPTIONS, UNCACHED
 from engine.kernels.cpu.separate import call_separately
 from engine.kernels.cpu.team import launch
 
-@njit(cache=True)
+@njit(**OPTIONS)
 def leaf(out, i, value):
     out[i] = value
 
-@njit(cache=True)
-def branch(thread, out, value):
-    call_separately(leaf, (out, thread, value + thread))
+@njit(**UNCACHED)
+def twig(out, i, value):
+    call_separately(leaf, (out, i, value + i))
 
-@njit(cache=True)
+@njit(**OPTIONS)
+def branch(thread, out, value):
+    twig(out, thread, value)
+
+@njit(**OPTIONS)
 def tree(out, value):
     launch(out.size, branch, (out, value))
 
-def main():
+@njit(**OPTIONS)
+def bush(out, value):
+    twig(out, 0, value)
+
+def main(function):
     out = np.zeros(3, np.int64)
-    tree(out, 7)
-    print(out.tolist(), sum(tree.stats.cache_hits.values()))
+    function(out, 7)
+    print(out.tolist(), sum(function.stats.cache_hits.values()))
 """
 
 
@@ -70,8 +79,12 @@ def test_code_from_a_cache_finds_what_it_calls(tmp_path: Path) -> None:
         "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
         "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
     }
-    command = [sys.executable, "-c", "import some_kernels; some_kernels.main()"]
 
-    outputs = [subprocess.run(command, env=environment, capture_output=True, text=True, check=True) for _ in range(2)]
+    def output_of(function: str) -> str:
+        command = [sys.executable, "-c", f"import some_kernels as k; k.main(k.{function})"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.strip()
 
-    assert [output.stdout.strip() for output in outputs] == ["[7, 8, 9] 0", "[7, 8, 9] 1"]
+    # What is inside two functions was compiled for the first of them, and the second is found in the cache at last.
+    outputs = [output_of(function) for function in ("bush", "tree", "tree", "bush")]
+
+    assert outputs == ["[7, 0, 0] 0", "[7, 8, 9] 0", "[7, 8, 9] 1", "[7, 0, 0] 1"]
