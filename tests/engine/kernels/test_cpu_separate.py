@@ -64,7 +64,7 @@ def tree(out, value):
 
 @njit(**OPTIONS)
 def bush(out, value):
-    twig(out, 0, value)
+    twig(out, out.size - 3, value)
 
 def main(function):
     out = np.zeros(3, np.int64)
