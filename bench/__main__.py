@@ -7,6 +7,7 @@ BENCHMARKS = (
     "engine_throughput",
     "http_overhead",
     "observability",
+    "turns",
     "neighbours",
     "serving",
     "relu_speed",

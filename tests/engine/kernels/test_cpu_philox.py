@@ -1,4 +1,4 @@
-"""The Numba Philox has the bits of Random123 and of the reference, on any number of threads."""
+"""The Numba Philox has the bits of Random123 and of the reference."""
 
 import numpy as np
 import pytest
