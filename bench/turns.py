@@ -25,28 +25,31 @@ PERIOD_SECONDS = 0.01  # of which the Python thread is busy for a share
 _APART = 16  # values of 64 bits from one thread's to the next one's
 
 
-@njit(nogil=True, cache=True)
+# Not cached: the cache would not find functions of a module that runs as a program.
+@njit(nogil=True)
 def _compute(value, steps):  # type: ignore[no-untyped-def]
-    """Steps that wait for each other, some four cycles each."""
+    """Steps of a generator of random numbers, which wait for each other, six cycles each."""
     for _ in range(steps):
-        value = value * 6364136223846793005 + 1442695040888963407
+        value ^= value << 13
+        value ^= value >> 7
+        value ^= value << 17
     return value
 
 
-@njit(parallel=True, nogil=True, cache=True)
+@njit(parallel=True, nogil=True)
 def _region(values, steps):  # type: ignore[no-untyped-def]
     for thread in prange(values.shape[0]):
         values[thread, 0] = _compute(values[thread, 0], steps)
 
 
-@njit(nogil=True, cache=True)
-def in_regions(parts, values, steps, progress):  # type: ignore[no-untyped-def]
+@njit(nogil=True)
+def in_regions(times, parts, values, steps, progress):  # type: ignore[no-untyped-def]
     """Each part a parallel region."""
-    for _ in range(parts):
+    for _ in range(times * parts):
         _region(values, steps)
 
 
-@njit(nogil=True, cache=True)
+@njit(nogil=True)
 def _take_turns(thread, parts, values, steps, progress):  # type: ignore[no-untyped-def]
     for turn in range(parts):
         share = next_share(progress, turn, thread)
@@ -56,11 +59,12 @@ def _take_turns(thread, parts, values, steps, progress):  # type: ignore[no-unty
             share = next_share(progress, turn, thread)
 
 
-@njit(nogil=True, cache=True)
-def in_turns(parts, values, steps, progress):  # type: ignore[no-untyped-def]
-    """Each part a turn of one launch."""
-    progress[:] = 0
-    launch(progress.shape[0], _take_turns, (parts, values, steps, progress))
+@njit(nogil=True)
+def in_turns(times, parts, values, steps, progress):  # type: ignore[no-untyped-def]
+    """So many launches, each part a turn in them."""
+    for _ in range(times):
+        progress[:] = 0
+        launch(progress.shape[0], _take_turns, (parts, values, steps, progress))
 
 
 SIDES: dict[str, Callable[..., None]] = {"regions": in_regions, "turns": in_turns}
@@ -89,20 +93,20 @@ def busy_python(share: float) -> Iterator[None]:
             thread.join()
 
 
-def run(parts: int, steps: int, busy: list[float], rounds: int) -> list[dict[str, Any]]:
-    """One result for each share of time that Python is busy: milliseconds of all parts, and regions over turns."""
+def run(times: int, parts: int, steps: int, busy: list[float], rounds: int) -> list[dict[str, Any]]:
+    """For each share of time that Python is busy: milliseconds of all parts once, and regions over turns."""
     threads = numba.get_num_threads()
     values, progress = np.ones((threads, _APART), np.int64), make_progress(threads)
     for side in SIDES.values():  # compiled
-        side(1, values, steps, progress)
+        side(1, 1, values, steps, progress)
     found: dict[tuple[float, str], list[float]] = {}
     for _ in range(rounds):
         for share in busy:
             with busy_python(share):
                 for name, side in SIDES.items():
                     start = time.perf_counter()
-                    side(parts, values, steps, progress)
-                    found.setdefault((share, name), []).append(1e3 * (time.perf_counter() - start))
+                    side(times, parts, values, steps, progress)
+                    found.setdefault((share, name), []).append(1e3 * (time.perf_counter() - start) / times)
     return [
         {
             "python_busy": share,
@@ -117,14 +121,15 @@ def main(arguments: list[str] | None = None) -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.turns", description=__doc__)
     parser.add_argument("--parts", type=int, default=150, help="of a step (default: 150, as the default model had)")
-    parser.add_argument("--steps", type=int, default=20000, help="of a part's computation (default: 20000)")
+    parser.add_argument("--steps", type=int, default=10000, help="of a part's computation (default: 10000)")
     parser.add_argument("--busy", type=float, nargs="+", default=[0.0, 0.05, 0.5], metavar="SHARE")
-    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--times", type=int, default=100, help="all parts in a round (default: 100)")
     add_out_option(parser)
     options = parser.parse_args(arguments)
     if not all(0 <= share <= 1 for share in options.busy):
         parser.error(f"--busy must be within [0, 1], got {options.busy}")
-    results = run(options.parts, options.steps, options.busy, options.rounds)
+    results = run(options.times, options.parts, options.steps, options.busy, options.rounds)
     print(json.dumps(results, indent=2))
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     settings["threads"] = numba.get_num_threads()

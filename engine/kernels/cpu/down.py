@@ -126,7 +126,9 @@ def _keep_tile_row(h, row, intermediate, first, values):  # type: ignore[no-unty
 
 
 def _keep_row(h, row, intermediate, first, values):  # type: ignore[no-untyped-def]
-    h[row * intermediate + first : row * intermediate + first + values.size] = values
+    place = row * intermediate + first
+    for j in range(values.size):  # Numba would check the sizes of slices, and compile a message about them
+        h[place + j] = values[j]
 
 
 @njit(**INNER)

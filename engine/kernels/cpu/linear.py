@@ -93,6 +93,7 @@ def multiply(share, shares, inputs, size, config, linear, bias, out, memory, add
                 if add:
                     add_chunk(in_place, place, memory, at)
                 else:
-                    in_place[place : place + BLOCK] = memory[at : at + BLOCK]
+                    for n in range(BLOCK):
+                        in_place[place + n] = memory[at + n]
     if config is not None:
         release()
