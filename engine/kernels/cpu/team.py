@@ -23,10 +23,12 @@ from engine.kernels.cpu import aligned
 from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.separate import argument_types, declare
 
-SPINS = 2000  # looks at all shares, some 50 microseconds of two, before the core is offered to other programs
+# Looks at all shares, half a millisecond or so of two, before a thread that waits sleeps a little: another program has
+# the core of the thread that it waits for. Threads that sleep get their own core back at once when they wake.
+SPINS, NAP_MICROSECONDS = 20000, 20
 _WORDS = 16  # of memory for each share, two cache lines: processors fetch them in pairs
 _LONG, _VOID, _POINTER = ir.IntType(64), ir.VoidType(), ir.IntType(8).as_pointer()
-_sched_yield = types.ExternalFunction("sched_yield", types.int32())
+_usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
 
 def make_progress(threads: int) -> NDArray[np.int64]:
@@ -204,7 +206,7 @@ def next_share(progress, turn, thread):  # type: ignore[no-untyped-def]
         spins += 1
         _pause()
         if spins > SPINS:
-            _sched_yield()
+            _usleep(NAP_MICROSECONDS)
 
 
 @njit(**INNER)
