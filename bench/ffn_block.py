@@ -182,21 +182,21 @@ def _sweep(  # type: ignore[no-untyped-def]
     for copy in range(x.shape[0]):
         feed_forward(
             FeedForward(
-                x[copy],
-                norm,
-                np.float32(0),
-                inputs,
-                config,
-                down_config,
-                skip,
-                of_layer(gate, copy),
-                of_layer(up, copy),
-                of_layer(down, copy),
-                step,
-                copy,
-                False,
-                scratch,
-                out[copy % out.shape[0]],
+                x=x[copy],
+                norm=norm,
+                eps=np.float32(0),
+                inputs=inputs,
+                config=config,
+                down_config=down_config,
+                skip=skip,
+                gate=of_layer(gate, copy),
+                up=of_layer(up, copy),
+                down=of_layer(down, copy),
+                step=step,
+                layer=copy,
+                identity=False,
+                scratch=scratch,
+                out=out[copy % out.shape[0]],
             )
         )
         for part in range(scratch.zeros.shape[0]):

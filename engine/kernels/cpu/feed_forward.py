@@ -333,7 +333,7 @@ def _feed_forward_thread(thread, work):  # type: ignore[no-untyped-def]
 
 @njit(**OPTIONS)
 def feed_forward(work):  # type: ignore[no-untyped-def]
-    """out += the whole gated feed-forward of the rows x, a `FeedForward`; counts by part are in its `scratch`.
+    """`work` is a `FeedForward`: out += the whole gated block of its rows x; counts by part are in its `scratch`.
 
     Reads gate in full, and up and down in full or, with `skip`, for neurons that are active in some row.
     """

@@ -184,21 +184,21 @@ def _layer_turn(turn, share, shares, layer, work, pieces, num_pieces):  # type: 
         call_separately(multiply, (share, shares, *rows_o, linear, weights.o_bias[layer], x, memory, True))
     else:
         feed_forward = FeedForward(
-            x,
-            weights.post_norm[layer],
-            work.eps,
-            work.inputs,
-            work.config,
-            work.down_config,
-            work.skip,
-            of_layer(weights.gate, layer),
-            of_layer(weights.up, layer),
-            of_layer(weights.down, layer),
-            step,
-            layer,
-            work.identity,
-            scratch,
-            x,
+            x=x,
+            norm=weights.post_norm[layer],
+            eps=work.eps,
+            inputs=work.inputs,
+            config=work.config,
+            down_config=work.down_config,
+            skip=work.skip,
+            gate=of_layer(weights.gate, layer),
+            up=of_layer(weights.up, layer),
+            down=of_layer(weights.down, layer),
+            step=step,
+            layer=layer,
+            identity=work.identity,
+            scratch=scratch,
+            out=x,
         )
         feed_forward_turn(turn - _FEED_FORWARD, share, shares, feed_forward)
         if turn == _TURNS - 1 and share == 0:
@@ -222,7 +222,7 @@ def _run_thread(thread, work, pieces, num_pieces):  # type: ignore[no-untyped-de
 
 @njit(**OPTIONS)
 def run_layers(work):  # type: ignore[no-untyped-def]
-    """All decoder layers of a step, which is a `Layers`."""
+    """All decoder layers of a step; `work` is a `Layers`."""
     x, step, progress = work.x, work.step, work.scratch.progress
     rows, hidden = x.shape
     work.totals[:] = 0

@@ -93,7 +93,7 @@ def multiply(share, shares, inputs, size, config, linear, bias, out, memory, add
                 if add:
                     add_chunk(in_place, place, memory, at)
                 else:
-                    for n in range(BLOCK):
+                    for n in range(BLOCK):  # no slices, see `down._keep_row`
                         in_place[place + n] = memory[at + n]
     if config is not None:
         release()

@@ -12,8 +12,9 @@ OPTIONS = {
 }
 # Of functions that only kernels call: Python cannot, it would meet no code at all.
 INNER = {**OPTIONS, "no_cpython_wrapper": True}
-# Of those among them that call separately compiled ones. From Numba's cache such a function would not tell a caller,
-# which takes in its code, what that code needs.
+# Of functions with `call_separately` or `launch` that other kernels call normally: one from Numba's cache does not tell
+# the caller, which takes in its code, what must be loaded before. What is launched, called separately or called from
+# Python is loaded by itself and may be cached.
 UNCACHED = {**INNER, "cache": False}
 
 FEW_ROWS = 8  # token rows up to which threads wait for weights, so that work is cut into long stretches of them

@@ -56,7 +56,10 @@ def declare(context: Any, builder: Any, function: Any, kinds: tuple[Any, ...]) -
 
 @intrinsic
 def call_separately(typingctx: Any, function: Any, args: Any) -> Any:
-    """function(*args), compiled by itself (for use in kernels only). It returns nothing."""
+    """function(*args), compiled by itself (for use in kernels only). It returns nothing.
+
+    In a function that other kernels call normally, use `UNCACHED`.
+    """
     kinds = argument_types(args)
     function.get_call_type(typingctx, kinds, {})
 

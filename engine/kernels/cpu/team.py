@@ -1,7 +1,7 @@
 """Work for all compute threads: one launch, and many turns in it without Python, its lock or a pause in between.
 
 A loop over `numba.prange` takes Python's lock each time it begins, for which it waits while the server's other threads
-have it, and wakes and joins threads at each end. A step would do so 150 times. Here threads are launched once. In each
+have it, and wakes and joins threads at each end, hundreds of times in a step. Here threads are launched once. In each
 turn the work is cut in as many shares as there are threads. A thread takes its own share first, then any that nobody
 has taken yet, and goes on when all are finished: so no turn ever waits for a thread that the system has not started.
 
@@ -23,10 +23,12 @@ from engine.kernels.cpu import aligned
 from engine.kernels.cpu.options import INNER
 from engine.kernels.cpu.separate import argument_types, declare
 
-# Looks at all shares, half a millisecond or so of two, before a thread that waits sleeps a little: another program has
-# the core of the thread that it waits for. Threads that sleep get their own core back at once when they wake.
-SPINS, NAP_MICROSECONDS = 20000, 20
+# A thread that waits looks at so many shares (half a millisecond or so), then naps between looks: most likely another
+# program has the core of the thread that it waits for. Linux gives a core back at once to who slept (some 50
+# microseconds longer than was asked for), but not to who yielded.
+SPINS, NAP_MICROSECONDS = 40000, 20
 _WORDS = 16  # of memory for each share, two cache lines: processors fetch them in pairs
+_STDERR = 2
 _LONG, _VOID, _POINTER = ir.IntType(64), ir.VoidType(), ir.IntType(8).as_pointer()
 _usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
 
@@ -51,7 +53,7 @@ def _call_numba(context: Any, builder: Any, name: str, result: Any, *args: Any) 
 
 @intrinsic
 def usable_threads(typingctx: Any) -> Any:
-    """How many threads kernels that are called from this one use, `numba.get_num_threads`, in code for the cache."""
+    """How many threads kernels that are called from this thread use, `numba.get_num_threads`, in code for the cache."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return _call_numba(context, builder, "get_num_threads", _LONG)
@@ -64,6 +66,7 @@ def launch(typingctx: Any, threads: Any, function: Any, args: Any) -> Any:
     """Call function(thread, *args), which returns nothing, for each thread < `threads`, on Numba's threads.
 
     All are called, some perhaps one after another. An exception in one of them ends the process: others wait for it.
+    In a function that other kernels call normally, use `UNCACHED`.
     """
     kinds = (types.intp, *argument_types(args))
     function.get_call_type(typingctx, kinds, {})
@@ -122,7 +125,10 @@ def _call_body(context: Any, builder: Any, function: Any, kinds: tuple[Any, ...]
         thread = inside.add(first, loop.index)
         status, _ = context.call_conv.call_function(inside, callee, types.none, called.args, [thread, *unpacked])
         with cgutils.if_unlikely(inside, status.is_error):
-            cgutils.printf(inside, f"{function.dispatcher.__name__} failed in a compute thread, out of memory?\n")
+            text = f"{function.dispatcher.__name__} failed in a compute thread, out of memory?\n"
+            kind = ir.FunctionType(ir.IntType(32), [ir.IntType(32), _POINTER], var_arg=True)
+            write = cgutils.get_or_insert_function(module, kind, "dprintf")  # not buffered: nothing would be flushed
+            inside.call(write, [ir.Constant(ir.IntType(32), _STDERR), context.insert_const_string(module, text)])
             abort = cgutils.get_or_insert_function(module, ir.FunctionType(_VOID, []), "abort")
             inside.call(abort, [])
     inside.ret_void()
@@ -191,6 +197,8 @@ def next_share(progress, turn, thread):  # type: ignore[no-untyped-def]
     Returns:
         The share, for which `finish` must be called, or -1.
     """
+    # A share's word: 2 * turn is free, one more is taken, two more is finished, which is free for the next turn. Words
+    # only grow, so a thread that comes late finds nothing to do and passes through the turns that are over.
     free, finished, shares = 2 * turn, 2 * turn + 2, progress.shape[0]
     spins = 0
     while True:
@@ -203,7 +211,7 @@ def next_share(progress, turn, thread):  # type: ignore[no-untyped-def]
             waiting |= found < finished
         if not waiting:
             return -1
-        spins += 1
+        spins += shares
         _pause()
         if spins > SPINS:
             _usleep(NAP_MICROSECONDS)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -97,6 +98,31 @@ print(numba.get_num_threads())
     output = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
     assert output.stdout.strip() == "4"
+
+
+@njit(**INNER)
+def _fail(thread, counts):  # type: ignore[no-untyped-def]
+    if thread == 1:
+        raise ValueError
+
+
+@njit(**OPTIONS)
+def launch_failing(counts):  # type: ignore[no-untyped-def]
+    launch(counts.size, _fail, (counts,))
+
+
+def test_an_exception_in_a_thread_ends_the_process_with_a_message() -> None:
+    code = """
+import numpy as np
+from tests.engine.kernels.test_cpu_team import launch_failing
+launch_failing(np.zeros(2, np.int64))
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    failed = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+
+    assert failed.returncode == -signal.SIGABRT
+    assert "_fail failed in a compute thread" in failed.stderr
 
 
 def test_launches_do_not_wait_for_pythons_lock() -> None:
