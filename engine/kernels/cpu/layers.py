@@ -157,7 +157,7 @@ def _attend(share, shares, seen, pieces, num_pieces, config, out):  # type: igno
 def _layer_turn(turn, share, shares, layer, work, pieces, num_pieces):  # type: ignore[no-untyped-def]
     """One of the `_TURNS` of a layer."""
     x, weights, step, scratch = work.x, work.weights, work.step, work.scratch
-    none, memory = np.empty(0, np.float32), scratch.thread[share]
+    memory = scratch.thread[share]
     if turn == 0:
         norm = weights.input_norm[layer]
         call_separately(prepare, (share, shares, x, norm, work.eps, work.inputs, of_layer(weights.qkv, layer)))
@@ -177,7 +177,7 @@ def _layer_turn(turn, share, shares, layer, work, pieces, num_pieces):  # type: 
         seen = (scratch.queries, *cache, step.sequence, step.positions, weights.window[layer])
         _attend(share, shares, seen, pieces, num_pieces, work.attention_config, scratch.attended)
     elif turn == 4:
-        given_o = (scratch.attended, none, work.eps, work.inputs_o)
+        given_o = (scratch.attended, np.empty(0, np.float32), work.eps, work.inputs_o)  # without a norm
         call_separately(prepare, (share, shares, *given_o, of_layer(weights.o, layer)))
     elif turn == 5:
         rows_o, linear = (work.inputs_o, scratch.attended.shape[1], work.config), of_layer(weights.o, layer)

@@ -241,6 +241,14 @@ def test_later_tokens_do_not_change_a_row(kind: Attention) -> None:
 
 
 @every_kind
+@pytest.mark.parametrize("shares", [1, 3, 5, 16])
+def test_how_prompts_are_shared_out_does_not_change_the_bits(shares: int, kind: Attention) -> None:
+    problem = Problem.make(PROMPT_AND_DECODE, kind=kind)
+
+    assert torch.equal(problem.run(shares=shares), problem.run(shares=2))
+
+
+@every_kind
 @pytest.mark.parametrize("group", range(1, 8))
 @pytest.mark.parametrize("shares", [1, 3, 5, 16])
 def test_how_the_work_is_shared_out_does_not_change_the_bits(shares: int, group: int, kind: Attention) -> None:
